@@ -1,0 +1,620 @@
+"""The Python API: every command of the command line is a thin call of one function here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from autocompress import __version__
+from autocompress.checks import CheckItem, CheckReport, run_checks
+from autocompress.devices import open_device, resolve_profile
+from autocompress.devices.detection import memory_bytes
+from autocompress.duration import parse_duration
+from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
+from autocompress.executors import EXECUTORS, TrialExecutor
+from autocompress.interrupts import Interrupts
+from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
+from autocompress.measurement import Measurement
+from autocompress.objective import MEASURED, Constraint, Direction, make_objectives, parse_constraints
+from autocompress.plan import Plan
+from autocompress.planner import planner, policy_plans, resolve_epochs
+from autocompress.profile import HardwareProfile
+from autocompress.record import Proposal, Record, Trial
+from autocompress.run import Run
+from autocompress.run_directory import RunConfig, RunDirectory
+from autocompress.snapshot import Observer, Snapshot
+from autocompress.space import SearchSpace, load_space
+from autocompress.strategies import STRATEGIES
+from autocompress.strategies._base import Problem
+from autocompress.task import Task, load_task
+from autocompress.task_source import TaskSource, sent
+
+if TYPE_CHECKING:
+    from autocompress.worker import Assignment, Description, Survey
+
+T = TypeVar("T")
+
+DEFAULT_BUDGET = "15m"
+TRIALS_IN_BUDGET = 40
+"""Trials with recovery that "auto" epochs let fit into a budget."""
+
+EPOCHS = (2, 40)
+"""Fewest and most epochs that "auto" gives."""
+
+MEMORY_PER_WORKER = 1.5e9
+"""Bytes that torch, ONNX Runtime and a small task take in each worker."""
+
+
+def search(
+    task: Task | str,
+    *,
+    budget: str | float | None = None,
+    trials: int | None = None,
+    space: str | SearchSpace = "joint",
+    hardware: str | HardwareProfile = "local",
+    strategy: str = "tpe",
+    objectives: Sequence[str] = (),
+    constraints: Sequence[str] = (),
+    max_drop: float | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    output: str | Path | None = None,
+    executor: str = "processes",
+    observer: Observer | None = None,
+) -> Run:
+    """Search for the best compressed versions of a model and leave them in a run directory.
+
+    Args:
+        task: A task, or where it is: `file.py`, `file.py:name`, `package.module:name`.
+        budget: Wall time for everything, in seconds or as "90s", "15m", "4h", "2d"; 15 minutes if neither a budget
+            nor a number of trials is given.
+        trials: Largest number of trials beside the baseline.
+        space: A shipped search space by name, a path to a YAML file, or a `SearchSpace`.
+        hardware: "local", a shipped profile by name, a path to a YAML file, or a `HardwareProfile`.
+        strategy: "tpe", "nsga2" or "random"; all try the uniform policies of the space first.
+        objectives: Names of the metric, `latency_ms`, `size_bytes`, `peak_memory_bytes`; by default the first three.
+        constraints: Such as "latency_ms<=5", "size_bytes<=0.3x", "accuracy>=baseline-1%".
+        max_drop: Largest loss of the metric against the baseline that a model of the front may have: in points
+            (hundredths) for metrics that are shares, in percent of the baseline's value for others.
+        workers: Trials at the same time; by default one for each core, as far as memory allows.
+        seed: For everything random.
+        output: Run directory; by default `runs/TASK-TIME`.
+        executor: "processes" or "inline" (one trial after the other in this process).
+        observer: Called with a `Snapshot` on every change.
+
+    Returns:
+        The finished or stopped run.
+
+    Raises:
+        InvalidInput: If anything given can't be used; nothing is left behind then.
+        TaskFailed: If the user's own code raises.
+        SearchFailed: If every trial fails in the same way.
+    """
+    started = time.monotonic()
+    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    request = _Request(
+        budget_s=_budget_s(budget, trials),
+        trials=_positive("trials", trials),
+        space=load_space(space) if isinstance(space, str) else space,
+        profile=profile,
+        strategy=strategy,
+        objectives=tuple(objectives),
+        constraints=tuple(constraints),
+        max_drop=max_drop,
+        workers=_workers(workers, executor, profile),
+        seed=seed,
+    )
+    if not 0 <= seed < 2**31:
+        raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
+    STRATEGIES[strategy]
+    for text in constraints:
+        Constraint.parse(text)
+    if output is not None:
+        RunDirectory.require_free(Path(output))
+    with sent(task) as source, Interrupts() as interrupts, _pool(executor, request.workers) as pool:
+        description = _describe(pool, source, request.space, interrupts, observer)
+        config = _config(request, description, source)
+        path = Path(output) if output is not None else _default_output(description.task)
+        directory = RunDirectory.create(path)
+        with directory.locked():
+            session = _Session(
+                directory=directory,
+                pool=pool,
+                source=source,
+                interrupts=interrupts,
+                observer=observer,
+                clock=Clock(0.0, started),
+            )
+            with directory.disk_watched():
+                try:
+                    session.begin(config)
+                except BaseException:
+                    pool.kill()
+                    directory.discard()
+                    raise
+                return session.finish(description)
+
+
+def resume(
+    path: str | Path,
+    *,
+    task: Task | str | None = None,
+    budget: str | float | None = None,
+    trials: int | None = None,
+    workers: int | None = None,
+    executor: str = "processes",
+    accept_changes: bool = False,
+    observer: Observer | None = None,
+) -> Run:
+    """Go on with a search that was stopped, killed, or has a larger budget now.
+
+    Args:
+        path: Its run directory.
+        task: The task; by default from where the search took it.
+        budget, trials, workers: New limits; by default those of the search. Time counts over all resumes.
+        executor: As in `search`.
+        accept_changes: Go on although model, data or metric are not those of the search.
+        observer: As in `search`.
+
+    Raises:
+        RunDirectoryError: If there is no such run, it is in use or damaged, or the task has changed.
+    """
+    started = time.monotonic()
+    directory = RunDirectory.open(Path(path))
+    config = directory.config
+    if task is None and not config.task_reference:
+        raise InvalidInput(f"run {path}: its task was given as an object; give resume(..., task=...) the same again")
+    config = replace(
+        config,
+        budget_s=_budget_s(budget, trials) if budget is not None else config.budget_s,
+        trials=_positive("trials", trials) or config.trials,
+        workers=config.workers if workers is None else _workers(workers, executor, config.profile),
+    )
+    with directory.locked():
+        torn = directory.repair()
+        if torn:
+            directory.log(f"records.jsonl ended in a line cut short ({torn} bytes); set aside in records.jsonl.torn")
+        beat = directory.heartbeat
+        spent_s = max((record.ended_s for record in directory.records()), default=0.0)
+        clock = Clock(max(beat.elapsed_s, spent_s) if beat else spent_s, started)
+        task = config.task_reference if task is None else task
+        with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
+            description = _describe(pool, source, config.space, interrupts, observer)
+            _require_same(config, description, path, accept_changes=accept_changes)
+            session = _Session(
+                directory=directory,
+                pool=pool,
+                source=source,
+                interrupts=interrupts,
+                observer=observer,
+                clock=clock,
+            )
+            with directory.disk_watched():
+                session.go_on(replace(config, fingerprints=description.fingerprints))
+                return session.finish(description)
+
+
+def check(
+    task: Task | str,
+    *,
+    space: str | SearchSpace = "joint",
+    hardware: str | HardwareProfile = "local",
+    observe: Callable[[CheckItem], None] | None = None,
+) -> CheckReport:
+    """Try everything that a search needs, in under a minute for small models.
+
+    Args:
+        task: As in `search`.
+        space: As in `search`.
+        hardware: As in `search`.
+        observe: Called with every item as soon as it is known.
+
+    Returns:
+        One item for each thing; it ends at the first that is not ok.
+
+    Raises:
+        TaskFailed: If the user's own code raises.
+    """
+    items = []
+    found = load_space(space) if isinstance(space, str) else space
+    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    with tempfile.TemporaryDirectory(prefix="autocompress-check-") as folder:
+        for item in run_checks(task, found, profile, Path(folder)):
+            items.append(item)
+            if observe is not None:
+                observe(item)
+    return CheckReport(tuple(items))
+
+
+def apply(
+    plan: Plan | str | Path,
+    task: Task | str,
+    *,
+    output: str | Path,
+    hardware: str | HardwareProfile = "local",
+    seed: int = 0,
+) -> Record:
+    """Carry out one plan and write its ONNX file.
+
+    Args:
+        plan: A plan, or the path of its JSON file as a run's `front/` holds it.
+        task: As in `search`.
+        output: The ONNX file to write; must not exist yet.
+        hardware: As in `search`.
+        seed: For everything random; a trial's own seed is in its record.
+
+    Returns:
+        The record, with score and measurement.
+
+    Raises:
+        InvalidInput: If the plan can't be read or the output exists.
+        InfeasiblePlan: If the plan does not fit the model.
+        TaskFailed: If the user's own code raises.
+    """
+    from autocompress.pipeline import Workbench, apply_plan
+
+    target = Path(output)
+    if target.exists():
+        raise InvalidInput(f"output {target}: exists already; give another file or remove it")
+    if not target.parent.is_dir():
+        raise InvalidInput(f"output {target}: the folder {target.parent} does not exist; create it")
+    read = plan if isinstance(plan, Plan) else _read_plan(Path(plan))
+    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    loaded = load_task(task) if isinstance(task, str) else task
+    with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
+        bench = Workbench(loaded, profile, Path(folder))
+        return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
+
+
+def measure(
+    model: str | Path,
+    *,
+    hardware: str | HardwareProfile = "local",
+    reference: str | Path | None = None,
+) -> Measurement:
+    """Measure an ONNX file on a device, interleaved with a reference model if one is given.
+
+    Args:
+        model: The ONNX file.
+        hardware: As in `search`.
+        reference: Another ONNX file with the same inputs; the latency ratio is taken against it.
+
+    Raises:
+        InvalidInput: If a file is missing.
+        ConversionError: If ONNX Runtime on the host can't load it.
+        MeasurementError: If the device can't run it.
+    """
+    from autocompress.artifact import Artifact
+    from autocompress.formats.onnx_runtime import random_inputs
+
+    for path in (model, reference or model):
+        if not Path(path).is_file():
+            raise InvalidInput(f"model {path}: no such file; expected an ONNX file")
+    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    artifact = Artifact.of(Path(model))
+    other = Artifact.of(Path(reference)) if reference is not None else artifact
+    return open_device(profile).measure([artifact], other, examples=random_inputs(Path(model)))[0]
+
+
+# -- how a search is set up ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A search as asked for, before the task is known."""
+
+    budget_s: float | None
+    trials: int | None
+    space: SearchSpace
+    profile: HardwareProfile
+    strategy: str
+    objectives: tuple[str, ...]
+    constraints: tuple[str, ...]
+    max_drop: float | None
+    workers: int
+    seed: int
+
+
+class _Session:
+    """One process's share of a search: begins or goes on, then runs the loop to its end."""
+
+    def __init__(
+        self,
+        *,
+        directory: RunDirectory,
+        pool: TrialExecutor,
+        source: TaskSource,
+        interrupts: Interrupts,
+        observer: Observer | None,
+        clock: Clock,
+    ) -> None:
+        self._directory = directory
+        self._pool = pool
+        self._source = source
+        self._interrupts = interrupts
+        self._observer = observer
+        self._clock = clock
+        self._survey: Survey | None = None
+        self._warm = False
+
+    def begin(self, config: RunConfig) -> None:
+        """Measure the baseline and what there is to search; settle the epochs; write `run.json`."""
+        from autocompress import worker
+
+        self._directory.write_config(config)
+        self._directory.beat("running", self._clock.elapsed_s)
+        self._tell(config, "exporting, scoring and measuring the baseline")
+        baseline = self._call(config, worker.run_baseline, Trial(0, Plan(), config.seed, 1.0, Proposal("baseline")))
+        self._tell(config, "looking at layers and the time of an epoch")
+        self._survey = self._call(config, worker.survey, config.space)
+        space = resolve_epochs(config.space, _auto_epochs(config, self._survey.epoch_s))
+        planner(space, self._survey.models, config.profile)  # refuses what leaves nothing to search, in time
+        self._directory.write_config(replace(config, space=space))
+        self._directory.append(baseline)
+
+    def go_on(self, config: RunConfig) -> None:
+        """Take up a search; one that was cut off before its baseline begins anew."""
+        from autocompress import worker
+
+        if not any(record.number == 0 for record in self._directory.records()):
+            self.begin(config)
+            return
+        self._directory.write_config(config)
+        self._directory.beat("running", self._clock.elapsed_s)
+        self._tell(config, "looking at layers and the time of an epoch")
+        self._survey = self._call(config, worker.survey, config.space)
+
+    def finish(self, description: Description) -> Run:
+        """Run the loop and write the report."""
+        config = self._directory.config
+        assert self._survey is not None, "begin or go_on comes first"
+        for name, reason in self._survey.refused.items():
+            self._directory.log(f"architecture {name} is left out: {reason}")
+        plan = planner(config.space, self._survey.models, config.profile)
+        problem = Problem(
+            plan=plan,
+            policies=policy_plans(config.space, plan, description.students),
+            objectives=config.objectives,
+            constraints=config.constraints,
+            seed=config.seed,
+            journal=self._directory.path / "study.journal",
+        )
+        strategy = STRATEGIES[config.strategy](problem)
+        for record in sorted(self._directory.records(), key=lambda record: record.number):
+            strategy.tell(record)
+        loop = SearchLoop(
+            directory=self._directory,
+            strategy=strategy,
+            calls=self._calls(config),
+            clock=self._clock,
+            times=TrialTimes(self._survey.epoch_s),
+            interrupts=self._interrupts,
+            observer=self._observer,
+        )
+        loop.run()
+        run = Run(self._directory.path)
+        run.report()
+        return run
+
+    def _calls(self, config: RunConfig) -> Calls:
+        from autocompress import worker
+
+        assignment, pool = self._assignment(config), self._pool
+        return Calls(
+            run=lambda trial, screen: pool.submit(worker.run, assignment, trial, screen),
+            test_score=lambda record: pool.submit(worker.test_score, assignment, record),
+            remeasure=lambda records, latency_ms, each_s: pool.submit(
+                worker.measure_together, assignment, records, latency_ms, each_s
+            ),
+            kill=pool.kill,
+        )
+
+    def _assignment(self, config: RunConfig) -> Assignment:
+        from autocompress.worker import Assignment
+
+        return Assignment(self._source, config.profile, str(self._directory.path.resolve()))
+
+    def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
+        """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
+        from autocompress import worker
+
+        assignment = self._assignment(config)
+        future = self._pool.submit(function, assignment, *args)
+        for _ in range(0 if self._warm else config.workers - 1):
+            self._pool.submit(worker.warm_up, assignment)
+        self._warm = True
+        return _wait_for(future, self._interrupts, lambda: self._directory.beat("running", self._clock.elapsed_s))
+
+    def _tell(self, config: RunConfig, event: str) -> None:
+        self._directory.log(event)
+        _announce(self._observer, event, self._clock.elapsed_s, config)
+
+
+def _describe(
+    pool: TrialExecutor, source: TaskSource, space: SearchSpace, interrupts: Interrupts, observer: Observer | None
+) -> Description:
+    from autocompress import worker
+
+    _announce(observer, "loading the task", 0.0, None)
+    return _wait_for(pool.submit(worker.describe, source, space), interrupts)
+
+
+def _wait_for(future: Future[T], interrupts: Interrupts, beat: Callable[[], None] | None = None) -> T:
+    """The result of a call before the search proper, with a sign of life while it lasts.
+
+    Raises:
+        KeyboardInterrupt: If somebody asks to stop; there is nothing to drain yet.
+    """
+    while not future.done():
+        wait([future], timeout=TICK_S)
+        if beat is not None:
+            beat()
+        if interrupts.drain:
+            raise KeyboardInterrupt
+    return future.result()
+
+
+def _announce(observer: Observer | None, event: str, elapsed_s: float, config: RunConfig | None) -> None:
+    """Tell the observer of a step before the search proper."""
+    if observer is None:
+        return
+    observer(
+        Snapshot(
+            phase="preparing",
+            event=event,
+            elapsed_s=elapsed_s,
+            budget_s=config.budget_s if config else None,
+            trial_limit=config.trials if config else None,
+            complete=0,
+            screened=0,
+            failed=0,
+            running=0,
+            baseline=None,
+            front=(),
+            metric=config.metric if config else "",
+            is_percentage=config.is_percentage if config else False,
+            direction=config.direction if config else "maximize",
+        )
+    )
+
+
+def _config(request: _Request, description: Description, source: TaskSource) -> RunConfig:
+    """The request with everything resolved that the task decides.
+
+    Raises:
+        InvalidInput: If objectives or constraints don't fit the task's metric.
+    """
+    metric = description.metric
+    direction: Direction = "maximize" if description.maximize else "minimize"
+    texts = request.constraints
+    if request.max_drop is not None:
+        if request.max_drop < 0:
+            raise InvalidInput(f"max_drop {request.max_drop:g}: expected a number from 0 up, in points")
+        texts += (_drop_constraint(request.max_drop, description),)
+    known = (metric, *(objective.name for objective in MEASURED))
+    return RunConfig(
+        task=description.task,
+        task_reference=source.reference,
+        metric=metric,
+        is_percentage=description.is_percentage,
+        direction=direction,
+        fingerprints=description.fingerprints,
+        space=request.space,
+        profile=request.profile,
+        objectives=make_objectives(request.objectives, metric, direction),
+        constraints=parse_constraints(texts, known),
+        strategy=request.strategy,
+        budget_s=request.budget_s,
+        trials=request.trials,
+        workers=request.workers,
+        seed=request.seed,
+        versions=_versions(),
+        machine=platform.node(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _drop_constraint(max_drop: float, description: Description) -> str:
+    """The bound on the metric: points below the baseline for shares, percent of the baseline for others."""
+    share, sign = max_drop / 100, -1 if description.maximize else 1
+    if description.is_percentage:
+        return f"{description.metric}>=baseline-{share!r}" if sign < 0 else f"{description.metric}<=baseline+{share!r}"
+    return f"{description.metric}{'>=' if sign < 0 else '<='}baseline*{1 + sign * share!r}"
+
+
+def _auto_epochs(config: RunConfig, epoch_s: float) -> int:
+    """Epochs of recovery with which about 30 trials fit into the budget."""
+    low, high = EPOCHS
+    if config.budget_s is None:
+        return 8
+    each_s = 0.6 * config.budget_s * config.workers / TRIALS_IN_BUDGET
+    return int(min(high, max(low, each_s / (1.5 * epoch_s))))
+
+
+def _require_same(config: RunConfig, description: Description, path: str | Path, *, accept_changes: bool) -> None:
+    """Refuse to go on with another task.
+
+    Raises:
+        RunDirectoryError: Naming what differs.
+    """
+    now = description.fingerprints
+    changed = sorted(key for key in config.fingerprints if now.get(key) != config.fingerprints[key])
+    if changed and not accept_changes:
+        raise RunDirectoryError(
+            f"run {path}: not the same {', '.join(changed)} as when the search began; start a new search, or go on "
+            "all the same with --accept-changes"
+        )
+
+
+def _budget_s(budget: str | float | None, trials: int | None) -> float | None:
+    if budget is None:
+        return None if trials is not None else parse_duration(DEFAULT_BUDGET)
+    seconds = parse_duration(budget) if isinstance(budget, str) else float(budget)
+    if seconds <= 0:
+        raise InvalidInput(f"budget {budget!r}: expected a time above zero, such as 90s, 15m, 4h or 2d")
+    return seconds
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise InvalidInput(f"{name} {value}: expected a whole number from 1 up")
+    return value
+
+
+def _workers(workers: int | None, executor: str, profile: HardwareProfile) -> int:
+    """Trials at the same time; one where inference takes several threads, since wall time suffers from other work."""
+    EXECUTORS[executor]
+    if executor == "inline":
+        return 1
+    if workers is not None:
+        return _positive("workers", workers) or 1
+    if profile.threads > 1:
+        return 1
+    memory = memory_bytes() or MEMORY_PER_WORKER * _cores()
+    return max(1, min(_cores(), int(memory / MEMORY_PER_WORKER)))
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _pool(executor: str, workers: int) -> Iterator[TrialExecutor]:
+    """An executor that is gone afterwards, at once if something went wrong."""
+    pool = EXECUTORS[executor](workers, max(1, _cores() // workers))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _default_output(task: str) -> Path:
+    name = re.sub(r"[^\w.-]+", "-", task).strip("-") or "task"
+    return Path("runs") / f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def _read_plan(path: Path) -> Plan:
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"plan {path}: can't be read: {error.strerror}") from error
+    except AutocompressError as error:
+        raise InvalidInput(f"plan {path}: {error}") from error
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "onnx", "onnxruntime", "optuna", "numpy", "torch-pruning")
+    own = {"python": platform.python_version(), "autocompress": __version__}
+    return own | {name: version(name) for name in names}

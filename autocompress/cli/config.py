@@ -1,0 +1,86 @@
+"""The project's configuration: `autocompress.yaml`, or `[tool.autocompress]` in `pyproject.toml`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from autocompress.errors import InvalidInput
+from autocompress.serialization import from_data, read_yaml
+
+_YAML = "autocompress.yaml"
+_TOML = "pyproject.toml"
+
+
+class Config(BaseModel):
+    """What a project sets once for all its searches; every key has a flag that beats it.
+
+    Paths are relative to the folder of the file: `data`, `output`, and `task`, `space` and `hardware` where they name a
+    file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    task: str | None = None
+    data: str | None = None
+    budget: str | None = None
+    trials: PositiveInt | None = None
+    space: str | None = None
+    hardware: str | None = None
+    strategy: str | None = None
+    objectives: list[str] = Field(default_factory=list)
+    constraints: list[str] = Field(default_factory=list)
+    max_drop: float | None = None
+    workers: PositiveInt | None = None
+    executor: str | None = None
+    seed: int | None = None
+    output: str | None = None
+
+    def values(self) -> dict[str, Any]:
+        """The keys that are set."""
+        return {key: value for key, value in self.model_dump().items() if value is not None and value != []}
+
+
+def find_config(start: Path) -> Config:
+    """The configuration of the nearest folder from `start` upwards that has one; an empty one if none has.
+
+    In one folder `autocompress.yaml` stands above `pyproject.toml`; a `pyproject.toml` without `[tool.autocompress]` is
+    passed by.
+
+    Raises:
+        InvalidInput: If the file can't be read, or holds an unknown key (names the nearest) or a wrong value.
+    """
+    for folder in (start, *start.parents):
+        for name, read in ((_YAML, read_yaml), (_TOML, _read_pyproject)):
+            path = folder / name
+            if path.is_file() and (data := read(path)) is not None:
+                return _resolve(from_data(Config, data, source=_source(path)), folder)
+    return Config()
+
+
+def _read_pyproject(path: Path) -> Mapping[str, Any] | None:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: can't be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput(f"{path}: not valid TOML: {error}") from error
+    section: Mapping[str, Any] | None = content.get("tool", {}).get("autocompress")
+    return section
+
+
+def _source(path: Path) -> str:
+    return f"{path} [tool.autocompress]" if path.name == _TOML else str(path)
+
+
+def _resolve(config: Config, folder: Path) -> Config:
+    files = {key: value for key in ("data", "output") if (value := getattr(config, key)) is not None}
+    for key, endings in (("task", (".py",)), ("space", (".yaml", ".yml")), ("hardware", (".yaml", ".yml"))):
+        value = getattr(config, key)
+        if value is not None and value.partition(":")[0].endswith(endings):
+            files[key] = value
+    return config.model_copy(update={key: str(folder / Path(value).expanduser()) for key, value in files.items()})

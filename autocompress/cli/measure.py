@@ -1,0 +1,60 @@
+"""`autocompress measure`: how fast and large one model is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autocompress.cli.config import find_config
+
+if TYPE_CHECKING:
+    from autocompress.measurement import Measurement
+
+
+class Format(StrEnum):
+    """How a measurement is printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def measure(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
+    *,
+    hardware: Annotated[str | None, typer.Option(help="Hardware profile: a shipped name or a YAML file.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Another ONNX file, measured in the same minutes; ratios are to it.")
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="`json` holds the samples too.")] = Format.TEXT,
+) -> None:
+    """Measure latency and memory of an ONNX file on a machine.
+
+    Example: `autocompress measure model.onnx --reference original.onnx`
+    """
+    from autocompress import api
+    from autocompress.serialization import to_json
+
+    profile = hardware or find_config(Path.cwd()).hardware
+    given = {"hardware": profile} if profile is not None else {}
+    result = api.measure(model, reference=reference, **given)
+    typer.echo(to_json(result) if format is Format.JSON else _text(result, with_reference=reference is not None))
+
+
+def _text(result: Measurement, *, with_reference: bool) -> str:
+    from autocompress.report.table import format_bytes, format_interval, format_ms
+
+    lines = {
+        "latency": format_ms(result.latency_ms),
+        "ratio to the reference": f"{result.latency_ratio:.3f} ({format_interval(result.latency_ratio_interval)})",
+        "wall time": f"{format_ms(result.wall_p50_ms)} (p50), {format_ms(result.wall_p95_ms)} (p95)",
+        "wall time over CPU time": f"{result.contention:.2f}",
+        "peak memory": format_bytes(result.peak_memory_bytes),
+        "nodes on integer kernels": f"{result.integer_nodes} of {result.nodes}",
+        "machine": result.machine,
+    }
+    if not with_reference:
+        del lines["ratio to the reference"]
+    return "\n".join(f"{name}: {value}" for name, value in lines.items())

@@ -1,0 +1,151 @@
+"""`autocompress search`: the main job."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autocompress.cli.config import Config, find_config
+from autocompress.cli.locate import offer_data, the_task
+from autocompress.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from autocompress.run import Run
+
+_RESUMABLE = frozenset({"budget", "trials", "workers", "executor"})
+"""What may change when a search goes on."""
+
+_REPEATED = {"objectives": "--objective", "constraints": "--constraint"}
+
+
+def search(
+    task: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TASK",
+            help="`file.py`, `file.py:name` or `package.module:name`: a Task, or a function that returns one. Without "
+            "it: `task` of `autocompress.yaml` or `[tool.autocompress]`.",
+        ),
+    ] = None,
+    *,
+    budget: Annotated[
+        str | None, typer.Option(help="Wall time: `90s`, `15m`, `4h`, `2d`. Without `--trials` it is 15m.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Stop after so many trials.")] = None,
+    space: Annotated[str | None, typer.Option(help="Search space: a shipped name (`joint`) or a YAML file.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="The machine to measure on: a shipped profile (`local`) or a YAML file.")
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to optimize; repeat it. By default the metric, `latency_ms` and `size_bytes`; also "
+            "`peak_memory_bytes`."
+        ),
+    ] = None,
+    constraint: Annotated[
+        list[str] | None,
+        typer.Option(help="What every model must obey; repeat it: `latency_ms<=5`, `size_bytes<=0.25x`."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="How much worse than the baseline the metric may be: in points for accuracies, else in percent."
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Trials at the same time.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Where trials run: `processes` or `inline`.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="`tpe`, `nsga2` or `random`.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory; by default a new folder under `runs/`.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a search that was stopped or killed.")
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Resume although model, data or metric have changed.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data, for tasks that ask for one (`AUTOCOMPRESS_DATA`).")
+    ] = None,
+) -> None:
+    """Search for the best trade-offs of accuracy, latency and size, and keep each as an ONNX file.
+
+    Ctrl-C once lets the running trials finish, twice stops at once; both leave a run that `--resume` goes on with.
+
+    Example: `autocompress search task.py --budget 4h --constraint "latency_ms<=5" --max-drop 1`
+    """
+    flags = {
+        "budget": budget,
+        "trials": trials,
+        "space": space,
+        "hardware": hardware,
+        "objectives": tuple(objective or ()),
+        "constraints": tuple(constraint or ()),
+        "max_drop": max_drop,
+        "workers": workers,
+        "executor": executor,
+        "seed": seed,
+        "strategy": strategy,
+        "output": output,
+    }
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    config = find_config(Path.cwd())
+    offer_data(data, config)
+    if resume is None:
+        run = _start(task, given, config, accept_changes)
+    else:
+        run = _resume(resume, task, given, accept_changes)
+    _print_end(run)
+    if run.was_cancelled:
+        raise typer.Abort
+
+
+def _start(task: str | None, given: Mapping[str, Any], config: Config, accept_changes: bool) -> Run:
+    from autocompress import api
+    from autocompress.cli.progress import watch
+
+    if accept_changes:
+        raise InvalidInput("--accept-changes belongs to --resume RUN; leave it out for a new search")
+    reference = the_task(task, config)
+    options = {name: value for name, value in config.values().items() if name not in ("task", "data")}
+    with watch() as observer:
+        return api.search(reference, **{**options, **given}, observer=observer)
+
+
+def _resume(path: Path, task: str | None, given: Mapping[str, Any], accept_changes: bool) -> Run:
+    from autocompress import api
+    from autocompress.cli.progress import watch
+
+    fixed = sorted(given.keys() - _RESUMABLE)
+    if fixed:
+        flags = ", ".join(_REPEATED.get(name, f"--{name.replace('_', '-')}") for name in fixed)
+        raise InvalidInput(f"{flags} can't change on --resume; leave it out, or start a new search")
+    with watch() as observer:
+        return api.resume(path, task=task, accept_changes=accept_changes, observer=observer, **given)
+
+
+def _print_end(run: Run) -> None:
+    from autocompress.cli.show import print_run
+
+    print_run(run)
+    path = shlex.quote(str(run.path))
+    if not [point for point in run.points if point.number > 0]:
+        typer.echo(
+            f"\nno model better than the baseline was found; give it more time: autocompress search --resume {path} "
+            "--budget TIME"
+        )
+        return
+    latencies = sorted(point.latency_ratio for point in run.points)
+    bound = math.ceil(100 * latencies[len(latencies) // 2]) / 100
+    typer.echo(
+        f"\nfiles:  {run.path / 'front'}\n"
+        f'choose: autocompress pick {path} --where "latency_ratio<={bound:g}" --output model.onnx\n'
+        f"look:   {run.path / 'report.html'}"
+    )

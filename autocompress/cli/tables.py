@@ -1,0 +1,90 @@
+"""Tables of points that fit the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+from autocompress.point import Point
+from autocompress.report.table import Column, point_row
+
+_GAP = 2
+_NAME_WIDTH = 16
+"""A name is shown to this length at least; its number, at the front, makes it unique."""
+
+
+def terminal(*, stderr: bool = False) -> Console:
+    """A console that cuts nothing short where its output goes to a file or a pipe."""
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 200)
+    return console
+
+
+def front_table(
+    baseline: Point | None, points: Sequence[Point], columns: Sequence[Column], *, width: int, rows: int | None = None
+) -> Table:
+    """The baseline and the points, with as many columns as `width` takes.
+
+    Args:
+        rows: Show at most so many points; the rest is counted in the last line.
+    """
+    shown = points if rows is None or len(points) <= rows else points[: max(rows - 1, 1)]
+    lines = [*([baseline] if baseline else []), *shown]
+    fitting = fit(columns, lines, width)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    spare = width - needed_width(fitting, lines)
+    for column in fitting:
+        justify: Literal["left", "right"] = "right" if column.is_number else "left"
+        own = min(_width(column, lines), _NAME_WIDTH + max(spare, 0)) if column.key == "name" else None
+        table.add_column(column.title, justify=justify, no_wrap=True, overflow="ellipsis", width=own)
+    for point in lines:
+        table.add_row(*(column.cell(point) for column in fitting), style="dim" if point is baseline else "")
+    if len(shown) < len(points):
+        table.add_row(f"… {len(points) - len(shown)} more", style="dim")
+    return table
+
+
+def fit(columns: Sequence[Column], points: Sequence[Point], width: int) -> tuple[Column, ...]:
+    """The columns that fit, those of the lowest rank first; a name counts no more than its shortest useful length."""
+    kept = list(columns)
+    while needed_width(kept, points) > width and any(column.rank for column in kept):
+        kept.remove(max(reversed(kept), key=lambda column: column.rank))
+    return tuple(kept)
+
+
+def needed_width(columns: Sequence[Column], points: Sequence[Point]) -> int:
+    """Characters that the columns take, a name at its shortest useful length."""
+    widths = [_width(column, points) for column in columns]
+    needed = [min(w, _NAME_WIDTH) if c.key == "name" else w for c, w in zip(columns, widths, strict=True)]
+    return sum(needed) + _GAP * len(columns)
+
+
+def _width(column: Column, points: Sequence[Point]) -> int:
+    return max(cell_len(text) for text in (column.title, *(column.cell(point) for point in points)))
+
+
+def markdown(points: Sequence[Point], columns: Sequence[Column]) -> str:
+    """A table as GitHub shows it."""
+    lines = [
+        [column.title for column in columns],
+        ["---:" if column.is_number else "---" for column in columns],
+        *([column.cell(point).replace("|", "\\|") for column in columns] for point in points),
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def comma_separated(points: Sequence[Point]) -> str:
+    """All values in full precision, a line a point."""
+    rows = [point_row(point) for point in points]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip("\n")

@@ -1,0 +1,64 @@
+"""What every device can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from autocompress.artifact import Artifact
+from autocompress.data import Array
+from autocompress.measurement import Measurement
+from autocompress.profile import HardwareProfile, Protocol
+from autocompress.registry import Registry
+
+
+class Device(ABC):
+    """A machine that measures models.
+
+    Args:
+        profile: What the machine is, and how it measures.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, profile: HardwareProfile) -> None:
+        self.profile = profile
+
+    @abstractmethod
+    def measure(
+        self,
+        artifacts: Sequence[Artifact],
+        reference: Artifact,
+        *,
+        examples: tuple[Array, ...],
+        protocol: Protocol | None = None,
+    ) -> tuple[Measurement, ...]:
+        """Measure models together with a reference, interleaved, so that their ratios can be trusted.
+
+        Args:
+            artifacts: ONNX files. Those with equal bytes are one model: it is measured once, and they share its times,
+                as one that equals the reference shares the reference's.
+            reference: What `latency_ratio` is relative to, usually the baseline.
+            examples: Inputs of one inference, arrays (batch, …) in the order of the models' inputs.
+            protocol: How to measure; by default as the profile says.
+
+        Returns:
+            One measurement for each artifact, in their order.
+
+        Raises:
+            MeasurementError: If a model can't be loaded or run, or takes too long; names the file.
+            DeviceUnavailable: If the device is missing or stays busy.
+        """
+
+
+DEVICES: Registry[type[Device]] = Registry("device", "autocompress.devices")
+
+
+def open_device(profile: HardwareProfile) -> Device:
+    """The device that a profile is measured on.
+
+    Raises:
+        UnknownName: If no device has the name in `profile.device`.
+    """
+    return DEVICES[profile.device](profile)

@@ -1,0 +1,217 @@
+"""The measuring process: ONNX Runtime and numpy alone, one JSON request in, one JSON answer out.
+
+`python -m autocompress.devices._measuring < request.json > answer.json`, started by the local device. It is a process
+of its own so that neither torch's threads nor the search's memory are in the way of what is measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+import numpy as np
+from pydantic import ConfigDict
+
+from autocompress.devices._footprint import Footprint, footprint
+from autocompress.devices._session import (
+    Feed,
+    Request,
+    end_with_parent,
+    make_feed,
+    open_session,
+    read_examples,
+    runtime_errors,
+)
+from autocompress.errors import AutocompressError
+from autocompress.measurement import Samples, ratio_interval
+from autocompress.profile import Protocol
+from autocompress.serialization import from_json, to_json
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+FEWEST_ROUNDS = 3
+"""Blocks that even the slowest model gets."""
+
+TRUSTED_ROUNDS = 8
+"""Blocks from which on a bootstrap interval is believed: fewer agree by chance."""
+
+BLOCKS_KEPT, SAMPLES_KEPT = 100, 400
+"""What of one model's times goes into a record, so that records stay small."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was measured of one model."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    samples: Samples
+    footprint: Footprint
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the measuring process says.
+
+    Args:
+        timings: One for each model of the request, in order; empty after an error.
+        runtime: Name and version of the runtime.
+        error: Name of the error's class in `autocompress.errors`, or empty.
+        message: What went wrong.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    timings: tuple[Timing, ...] = ()
+    runtime: str = ""
+    error: str = ""
+    message: str = ""
+
+
+@dataclass
+class Subject:
+    """A model being timed; times in nanoseconds, one list a block."""
+
+    path: str
+    session: onnxruntime.InferenceSession
+    feed: Feed
+    threads: int
+    cpu: list[list[int]] = field(default_factory=list)
+    wall: list[list[int]] = field(default_factory=list)
+    medians: list[float] = field(default_factory=list)
+    spent_s: float = 0.0
+
+    def run_block(self, length: int) -> None:
+        """Time `length` inferences."""
+        cpu, wall = [], []
+        with runtime_errors(f"{self.path}: can't be run"):
+            for _ in range(length):
+                wall_start, cpu_start = time.perf_counter_ns(), time.thread_time_ns()
+                self.session.run(None, self.feed)
+                cpu_end, wall_end = time.thread_time_ns(), time.perf_counter_ns()
+                cpu.append(cpu_end - cpu_start)
+                wall.append(wall_end - wall_start)
+        self.cpu.append(cpu)
+        self.wall.append(wall)
+        counted = cpu if self.threads == 1 else wall  # CPU time tells of one thread only
+        self.medians.append(float(np.median(counted)))
+        self.spent_s += sum(counted) / 1e9
+
+    def warm_up(self, protocol: Protocol) -> float:
+        """Run the model until it is warm or has used up `max_cpu_s`; the shortest time of one inference, in ms."""
+        for _ in range(protocol.warmup_runs):
+            self.run_block(1)
+            if self.spent_s >= protocol.max_cpu_s:
+                break
+        shortest_ms = min(self.medians) / 1e6
+        self.cpu, self.wall, self.medians, self.spent_s = [], [], [], 0.0
+        return shortest_ms
+
+
+def time_models(subjects: Sequence[Subject], protocol: Protocol) -> None:
+    """Time models in shuffled blocks until each one's ratio to the first is known well enough.
+
+    All blocks take about the same time, that of the slowest single inference at least: what slows the machine for a
+    moment then falls on all models alike.
+    """
+    typical_ms = [subject.warm_up(protocol) for subject in subjects]
+    block_ms = max(protocol.block_ms, *typical_ms)
+    schedule = [(subject, max(1, round(block_ms / ms))) for subject, ms in zip(subjects, typical_ms, strict=True)]
+    order = random.Random(0)
+    gc.collect()
+    gc.disable()
+    while not _is_enough(subjects, protocol):
+        order.shuffle(schedule)
+        for subject, length in schedule:
+            subject.run_block(length)
+    gc.enable()
+
+
+def _is_enough(subjects: Sequence[Subject], protocol: Protocol) -> bool:
+    rounds = len(subjects[0].medians)
+    if rounds < FEWEST_ROUNDS:
+        return False
+    if max(subject.spent_s for subject in subjects) >= protocol.max_cpu_s:
+        return True
+    if rounds < TRUSTED_ROUNDS or min(subject.spent_s for subject in subjects) < protocol.min_cpu_s:
+        return False
+    reference, *candidates = subjects
+    return all(_half_width(subject, reference) <= protocol.interval for subject in candidates or [reference])
+
+
+def _half_width(candidate: Subject, reference: Subject) -> float:
+    """Relative half width of the 95 % interval of the ratio of two models."""
+    ratio, (low, high) = ratio_interval(_medians(candidate), _medians(reference))
+    return max(high - ratio, ratio - low) / ratio
+
+
+def _medians(subject: Subject) -> tuple[tuple[float, ...], ...]:
+    return tuple((median,) for median in subject.medians)
+
+
+def _in_record(blocks: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
+    """Times in milliseconds, thinned evenly and rounded to five digits, so that records stay small."""
+    kept = spaced(blocks, BLOCKS_KEPT)
+    return tuple(tuple(float(f"{ns / 1e6:.5g}") for ns in spaced(block, SAMPLES_KEPT // len(kept))) for block in kept)
+
+
+def spaced(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most `most` of the items, evenly spaced.
+
+    >>> spaced([0, 1, 2, 3, 4, 5], 3)
+    [0, 2, 4]
+    """
+    return items if len(items) <= most else [items[index * len(items) // most] for index in range(most)]
+
+
+def measure(request: Request) -> Answer:
+    """Weigh, then time the models of a request.
+
+    Raises:
+        MeasurementError: If one can't be loaded or run.
+        DeviceUnavailable: If the runtime lacks the provider.
+    """
+    footprints = [footprint(path, request) for path in request.models]  # first: it must see no runtime in this process
+    subjects = [_open(path, request) for path in request.models]
+    time_models(subjects, request.protocol)
+    timings = (
+        Timing(Samples(_in_record(subject.cpu), _in_record(subject.wall)), weighed)
+        for subject, weighed in zip(subjects, footprints, strict=True)
+    )
+    return Answer(tuple(timings), _runtime())
+
+
+def _open(path: str, request: Request) -> Subject:
+    session = open_session(path, request)
+    return Subject(path, session, make_feed(session, read_examples(request.examples), path), request.threads)
+
+
+def _runtime() -> str:
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def main() -> None:
+    """Answer the request on standard input; an error that was expected is an answer too."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a runtime prints must not end up in the answer
+    request = from_json(Request, sys.stdin.read())
+    end_with_parent(request.parent)
+    try:
+        answer = measure(request)
+    except AutocompressError as error:
+        answer = Answer(error=type(error).__name__, message=str(error))
+    answers.write(to_json(answer))
+    answers.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""This machine, measured by ONNX Runtime in a process without torch."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from autocompress import errors
+from autocompress.artifact import Artifact
+from autocompress.data import Array
+from autocompress.devices._base import DEVICES, Device
+from autocompress.devices._measuring import Answer, Timing
+from autocompress.devices._session import Request, one_line
+from autocompress.devices.detection import processor_name
+from autocompress.errors import DeviceUnavailable, MeasurementError
+from autocompress.measurement import Measurement, ratio_interval
+from autocompress.profile import HardwareProfile, Protocol
+from autocompress.serialization import from_json, to_json
+
+_PACKAGE_ROOT = Path(__file__).parents[2]
+
+
+@DEVICES.register
+class LocalDevice(Device):
+    """The machine this runs on, held alone while it measures.
+
+    Args:
+        profile: Provider, threads and protocol.
+        lease_wait_s: Seconds to wait for other processes of this user that measure here.
+        time_limit_s: Wall seconds that one model may take on average, with loading it four times.
+    """
+
+    name: ClassVar[str] = "local"
+
+    def __init__(self, profile: HardwareProfile, *, lease_wait_s: float = 1800.0, time_limit_s: float = 120.0) -> None:
+        super().__init__(profile)
+        self.lease_wait_s = lease_wait_s
+        self.time_limit_s = time_limit_s
+
+    def measure(
+        self,
+        artifacts: Sequence[Artifact],
+        reference: Artifact,
+        *,
+        examples: tuple[Array, ...],
+        protocol: Protocol | None = None,
+    ) -> tuple[Measurement, ...]:
+        """Time and weigh models in a fresh process; see `Device.measure`."""
+        chosen = protocol or self.profile.protocol
+        models = {artifact.sha256: artifact.path for artifact in (reference, *artifacts)}
+        with self._lease():
+            answer = self._ask(tuple(models.values()), examples, chosen)
+        timings = dict(zip(models, answer.timings, strict=True))
+        machine = f"{processor_name()}, {answer.runtime}"
+        return tuple(
+            _measurement(timings[artifact.sha256], timings[reference.sha256], self.profile.threads, chosen, machine)
+            for artifact in artifacts
+        )
+
+    @contextmanager
+    def _lease(self) -> Iterator[None]:
+        """Keep all others of this user from measuring on this machine.
+
+        One lease for the machine, not one for each profile: two profiles of one machine share its processor.
+        """
+        lock = FileLock(lease_path(), timeout=self.lease_wait_s)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise DeviceUnavailable(
+                f"device {self.profile.name!r}: another process was measuring on this machine for all of the "
+                f"{self.lease_wait_s:g} s that were waited (lock {lock.lock_file}); wait for it, or end it"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _ask(self, models: tuple[str, ...], examples: tuple[Array, ...], protocol: Protocol) -> Answer:
+        with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
+            saved = Path(scratch) / "examples.npz"
+            np.savez(saved, *examples)
+            request = Request(
+                os.getpid(),
+                models,
+                str(saved),
+                scratch,
+                self.profile.provider,
+                self.profile.threads,
+                protocol,
+            )
+            text = _run_process(to_json(request), self.time_limit_s * len(models), ", ".join(models))
+        answer = from_json(Answer, text)
+        if answer.error:
+            raise getattr(errors, answer.error)(answer.message)
+        return answer
+
+
+def lease_path() -> Path:
+    """The lock file that whoever measures on this machine holds; one for each user."""
+    user = getattr(os, "getuid", getpass.getuser)()
+    return Path(tempfile.gettempdir()) / f"autocompress-{user}.lock"
+
+
+def _run_process(request: str, limit_s: float, models: str) -> str:
+    """Standard output of the measuring process."""
+    # -P: a file in the working directory can't take the place of a module
+    command = [sys.executable, "-P", "-m", "autocompress.devices._measuring"]
+    pipe = subprocess.PIPE
+    # a session of its own: Ctrl-C at the terminal reaches the search, which lets the measurement end
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(), text=True, start_new_session=True
+    ) as process:
+        try:
+            output, log = process.communicate(request, timeout=limit_s)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise MeasurementError(f"{models}: not measured within the limit of {limit_s:g} s") from error
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise MeasurementError(
+            f"{models}: the measuring process ended with exit code {process.returncode}: {one_line(log[-1000:])}"
+        )
+    return output
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, with the package importable and numpy kept to one thread."""
+    paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
+def _measurement(timing: Timing, reference: Timing, threads: int, protocol: Protocol, machine: str) -> Measurement:
+    """What the samples say; anyone can work it out again from the record."""
+    kind = "cpu_ms" if threads == 1 else "wall_ms"
+    times, reference_times = getattr(timing.samples, kind), getattr(reference.samples, kind)
+    ratio, interval = ratio_interval(times, reference_times)
+    cpu, wall = np.concatenate(timing.samples.cpu_ms), np.concatenate(timing.samples.wall_ms)
+    p50, p95 = np.percentile(wall, (50, 95))
+    return Measurement(
+        latency_ms=float(np.median(np.concatenate(times))),
+        latency_ratio=ratio,
+        latency_ratio_interval=interval,
+        wall_p50_ms=float(p50),
+        wall_p95_ms=float(p95),
+        contention=float(wall.sum() / cpu.sum()),
+        peak_memory_bytes=timing.footprint.peak_memory_bytes,
+        integer_nodes=timing.footprint.integer_nodes,
+        nodes=timing.footprint.nodes,
+        machine=machine,
+        protocol=protocol,
+        samples=timing.samples,
+        reference_samples=reference.samples,
+    )

@@ -1,0 +1,1 @@
+"""Ways in and out of torch: export, running and comparing exported models."""

@@ -1,0 +1,98 @@
+"""Running an ONNX file through ONNX Runtime, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.errors import ConversionError, one_line
+from autocompress.task import Predict
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from onnx import ModelProto
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "float": np.float32,
+    "float16": np.float16,
+    "double": np.float64,
+    "int64": np.int64,
+    "int32": np.int32,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "bool": np.bool_,
+}
+
+
+def save(graph: ModelProto, path: Path) -> None:
+    """Write a graph to a file, whole or not at all."""
+    from autocompress.serialization import write_atomically
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, graph.SerializeToString())
+
+
+def predictor(model: Path | ModelProto) -> Predict:
+    """An ONNX model as a function of input arrays.
+
+    Args:
+        model: A file or a graph.
+
+    Raises:
+        ConversionError: If ONNX Runtime refuses the model.
+    """
+    session = _session(model)
+    names = [item.name for item in session.get_inputs()]
+
+    def predict(inputs: tuple[Array, ...]) -> Array:
+        try:
+            outputs = session.run(None, dict(zip(names, inputs, strict=True)))
+        except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+            shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in inputs)
+            raise ConversionError(f"ONNX Runtime can't run the model on {shapes}: {one_line(error)}") from error
+        return np.asarray(outputs[0])
+
+    return predict
+
+
+def random_inputs(model: Path, *, seed: int = 0) -> tuple[Array, ...]:
+    """Inputs of one inference that fit a model: normal numbers for floats, zeros for others, unknown axes 1.
+
+    Zeros are in range of every embedding.
+
+    Raises:
+        ConversionError: If ONNX Runtime refuses the model.
+    """
+    rng = np.random.default_rng(seed)
+    return tuple(_random_input(item.shape, item.type, rng) for item in _session(model).get_inputs())
+
+
+def _random_input(shape: Sequence[int | str | None], kind: str, rng: np.random.Generator) -> Array:
+    sizes = [size if isinstance(size, int) and size > 0 else 1 for size in shape]
+    dtype = _DTYPES.get(kind.removeprefix("tensor(").removesuffix(")"))
+    if dtype is None:
+        raise ConversionError(f"an input of type {kind} can't be made up; expected one of {', '.join(_DTYPES)}")
+    if np.issubdtype(dtype, np.floating):
+        return rng.standard_normal(sizes).astype(dtype)
+    return np.zeros(sizes, dtype)
+
+
+def _session(model: Path | ModelProto) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class but Exception
+        what = f"model {model}" if isinstance(model, Path) else "the model"
+        raise ConversionError(
+            f"{what}: ONNX Runtime can't load it: {one_line(error)}; expected a valid ONNX file"
+        ) from error

@@ -1,0 +1,75 @@
+"""Whether two forms of one model compute the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.errors import ConversionError, InvalidInput
+from autocompress.task import Predict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FLOAT_TOLERANCE = 1e-4
+"""Largest difference of a float export from torch, relative to the largest output."""
+
+INTEGER_TOLERANCE = 0.5
+"""The same for integer graphs: a guard against broken ranges and wrong scales, not against rounding; what
+quantization costs is said by the score."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two models differ on the same inputs.
+
+    Args:
+        relative_error: Largest difference over the largest absolute reference output.
+        agreement: Share of samples with the same largest output.
+    """
+
+    relative_error: float
+    agreement: float
+
+
+def torch_predictor(model: nn.Module) -> Predict:
+    """A torch model as a function of input arrays, in evaluation mode and without gradients."""
+    import torch
+
+    def predict(inputs: tuple[Array, ...]) -> Array:
+        with torch.inference_mode():
+            outputs = model.eval()(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
+        if not isinstance(outputs, torch.Tensor):
+            raise InvalidInput(f"the model returned {type(outputs).__name__}; expected one tensor (samples, …)")
+        return np.asarray(outputs.float().numpy())
+
+    return predict
+
+
+def compare(reference: Predict, candidate: Predict, inputs: tuple[Array, ...], *, batch_size: int) -> Parity:
+    """Differences of two models on the same inputs, given in batches of `batch_size`."""
+    pairs = [
+        (reference(part), candidate(part))
+        for start in range(0, len(inputs[0]), batch_size)
+        for part in [tuple(array[start : start + batch_size] for array in inputs)]
+    ]
+    expected, found = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    scale = max(float(np.abs(expected).max()), 1e-12)
+    error = float(np.abs(expected - found).max()) / scale
+    same = expected.reshape(len(expected), -1).argmax(1) == found.reshape(len(found), -1).argmax(1)
+    return Parity(error, float(same.mean()))
+
+
+def require(parity: Parity, tolerance: float, what: str) -> None:
+    """Refuse a model that differs too much.
+
+    Raises:
+        ConversionError: If the relative error is not a number or above the tolerance.
+    """
+    if not parity.relative_error <= tolerance:
+        raise ConversionError(
+            f"{what}: outputs differ by {parity.relative_error:.2g} of the largest one; expected at most {tolerance:g}"
+        )

@@ -1,0 +1,1 @@
+"""A torch model seen as layers, channel groups and MACs."""

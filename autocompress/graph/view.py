@@ -1,0 +1,72 @@
+"""What a search sees of a model: its layers and channel groups as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+LayerKind = Literal["conv", "linear", "embedding", "attention", "recurrent"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with weights.
+
+    Args:
+        name: Its name in the user's model.
+        kind: What it computes; convolutions of 1 to 3 axes, also transposed, are "conv".
+        parameters: Number of weights and biases.
+        macs: Multiply-adds of one example inference.
+        shape: Of its weight as torch holds it: (out, in / groups, *kernel) for convolutions, (in, out / groups,
+            *kernel) for transposed ones, (out, in) for linear layers, (entries, width) for embeddings; empty for
+            layers with several weights.
+        groups: Of a convolution; equal to its channels if it is depthwise.
+        transposed: True for transposed convolutions.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    name: str
+    kind: LayerKind
+    parameters: int
+    macs: int
+    shape: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels of several layers that can only be removed together.
+
+    Args:
+        name: The first of `layers` in the order of the model; the group goes by it.
+        layers: Layers whose output channels are removed.
+        channels: How many there are.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    name: str
+    layers: tuple[str, ...]
+    channels: int
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """A model as layers and channel groups; computed once for each architecture, readable without torch."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    architecture: str
+    layers: tuple[Layer, ...]
+    channel_groups: tuple[ChannelGroup, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases of all layers."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one example inference."""
+        return sum(layer.macs for layer in self.layers)

@@ -1,0 +1,407 @@
+"""The search loop: what to start, what came back, when to end."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import dataclass, replace
+from typing import Any
+
+from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
+from autocompress.interrupts import Interrupts
+from autocompress.measurement import Measurement
+from autocompress.point import current_front, point_name
+from autocompress.record import Confirmation, Record, Trial
+from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus, is_disk_full
+from autocompress.screen import Screen
+from autocompress.snapshot import Observer, Phase, Snapshot
+from autocompress.strategies import SearchStrategy
+
+TICK_S = 0.5
+SAME_ERRORS = 5
+MOST_CPU_S = 1.5
+"""CPU seconds spent at most on measuring one model of the final front."""
+
+GRACE_S = 10.0
+"""Seconds by which confirming the front may go beyond the budget, where scoring takes longer than the trials said."""
+
+REPORT_S = 2.0
+"""Seconds kept for the report and for ending the processes."""
+
+Remeasured = tuple[tuple[int, Measurement, dict[str, float]], ...]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What the loop can ask of the workers.
+
+    Args:
+        run: Carry out a trial.
+        test_score: Score a finished model on the test split.
+        remeasure: Measure finished models together: records, the baseline's latency, CPU seconds for each.
+        kill: Drop all running work.
+    """
+
+    run: Callable[[Trial, Screen], Future[Record]]
+    test_score: Callable[[Record], Future[dict[str, float]]]
+    remeasure: Callable[[tuple[Record, ...], float, float], Future[Remeasured]]
+    kill: Callable[[], None]
+
+
+class Clock:
+    """Wall time of a search over all its resumes.
+
+    Args:
+        spent_s: Seconds spent before this process.
+        started: `time.monotonic()` when this process began.
+    """
+
+    def __init__(self, spent_s: float, started: float) -> None:
+        self._spent_s = spent_s
+        self._started = started
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds spent until now."""
+        return self._spent_s + time.monotonic() - self._started
+
+
+class TrialTimes:
+    """Predicts how long a trial takes: a fixed part and its epochs, corrected by ended trials of its architecture.
+
+    Args:
+        epoch_s: Seconds of one epoch, measured before the search.
+    """
+
+    def __init__(self, epoch_s: float) -> None:
+        self._epoch_s = epoch_s
+        self._fixed: list[float] = []
+        self._scale: dict[str, list[float]] = {}
+
+    def shortened(self, trial: Trial, available_s: float) -> Trial | None:
+        """The trial with as many of its epochs as end in time; None if not even one does.
+
+        A shortened trial is another plan, which says what was really done.
+        """
+        fixed_s = 1.1 * max(self._fixed[-8:], default=5.0)
+        recovery, architecture = trial.plan.recovery, trial.plan.architecture
+        known = self._scale.get(architecture) or [scale for scales in self._scale.values() for scale in scales]
+        each_s = self._epoch_s * max(known[-8:], default=1.5)
+        epochs = min(recovery.epochs, math.floor((available_s - fixed_s) / each_s))
+        if available_s < fixed_s or (recovery.epochs and epochs < 1):
+            return None
+        return replace(trial, plan=replace(trial.plan, recovery=replace(recovery, epochs=epochs)))
+
+    def learn(self, record: Record) -> None:
+        """Take in a finished trial."""
+        if record.status != "complete":
+            return
+        recover_s = record.seconds.get("recover", 0.0)
+        self._fixed.append(record.elapsed_s - recover_s)
+        epochs = record.plan.recovery.epochs * record.trial.fidelity
+        if epochs:
+            scales = self._scale.setdefault(record.plan.architecture, [])
+            scales.append(recover_s / (self._epoch_s * epochs))
+
+
+class SearchLoop:
+    """Runs trials until the budget, the trials or the space are spent, or somebody asks to stop.
+
+    Args:
+        directory: Locked by the caller; holds the baseline's record and those of earlier processes.
+        strategy: Told all of those records already.
+        calls: The workers.
+        clock: Time spent.
+        times: Predicts trials.
+        interrupts: Requests to stop.
+        observer: Told what happens.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: RunDirectory,
+        strategy: SearchStrategy,
+        calls: Calls,
+        clock: Clock,
+        times: TrialTimes,
+        interrupts: Interrupts,
+        observer: Observer | None,
+    ) -> None:
+        self._directory = directory
+        self._config: RunConfig = directory.config
+        self._strategy = strategy
+        self._calls = calls
+        self._clock = clock
+        self._times = times
+        self._interrupts = interrupts
+        self._observer = observer
+        self._records = list(directory.records())
+        self._confirmations = list(directory.confirmations())
+        self._running: dict[Future[Record], Trial] = {}
+        self._waiting: Trial | None = None
+        self._phase: Phase = "searching"
+        self._baseline = next(record for record in self._records if record.number == 0)
+        self._points = directory.write_front(self._records, self._confirmations)
+        for record in self._records:
+            times.learn(record)
+
+    def run(self) -> RunStatus:
+        """Search, confirm the front, and say how it ended.
+
+        Returns:
+            "complete" if a limit or the end of the space was reached, "stopped" if somebody asked to stop.
+
+        Raises:
+            SearchFailed: If the first trials all fail with one error.
+        """
+        reason = self._search()
+        if not self._interrupts.cancel:
+            self._confirm()
+        status: RunStatus = "stopped" if self._interrupts.drain else "complete"
+        self._end(status, CANCELLED if self._interrupts.cancel else reason)
+        return status
+
+    # -- searching -----------------------------------------------------------------------------------------------
+
+    def _search(self) -> str:
+        """Start and collect trials; returns why it ended."""
+        reason = ""
+        while True:
+            while not reason and len(self._running) < self._config.workers:
+                reason = self._start()
+            if reason and self._running and self._phase == "searching":
+                self._phase = "draining"
+                self._tell(f"{reason}; waiting for running trials: {len(self._running)}")
+            if not self._running:
+                return reason
+            self._collect()
+            if self._interrupts.drain and not reason:
+                reason = "asked to stop"
+            if self._interrupts.cancel or self._is_late():
+                self._drop(CANCELLED if self._interrupts.cancel else "out of time")
+                return reason or "the budget is spent"
+
+    def _start(self) -> str:
+        """Start the next trial; returns why not, if not."""
+        if self._interrupts.drain:
+            return "asked to stop"
+        limit = self._config.trials
+        if limit is not None and len(self._records) - 1 + len(self._running) >= limit:
+            return f"{limit} trials are done"
+        if self._waiting is None:
+            self._waiting = self._strategy.ask()
+        if self._waiting is None:
+            return "the space holds nothing new"
+        trial = self._fitting(self._waiting)
+        if trial is None:
+            return "the budget is spent"
+        self._waiting = None
+        self._running[self._calls.run(trial, self._screen())] = trial
+        return ""
+
+    def _fitting(self, trial: Trial) -> Trial | None:
+        """The trial, shortened if need be to end in time for the front to be confirmed."""
+        if self._config.budget_s is None:
+            return trial
+        end_s = self._config.budget_s - self._confirm_s() - REPORT_S
+        return self._times.shortened(trial, end_s - self._clock.elapsed_s)
+
+    def _is_late(self) -> bool:
+        budget_s = self._config.budget_s
+        return budget_s is not None and self._clock.elapsed_s > budget_s - REPORT_S
+
+    def _screen(self) -> Screen:
+        front = current_front(self._records, self._confirmations, self._config.objectives, self._config.constraints)
+        return Screen(
+            objectives=self._config.objectives,
+            constraints=self._config.constraints,
+            metric=self._config.metric,
+            maximize=self._config.direction == "maximize",
+            baseline=self._baseline.values,
+            front=tuple(record.values for record in front),
+        )
+
+    def _collect(self) -> None:
+        """Wait a moment for trials to end and take in those that did."""
+        done, _ = wait(self._running, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        for future in done:
+            self._take_in(self._finished(future, self._running.pop(future)))
+        if not done:
+            self._tell("")
+
+    def _finished(self, future: Future[Record], trial: Trial) -> Record:
+        """The record of a trial that ended, however it ended."""
+        try:
+            return future.result()
+        except BrokenExecutor as error:
+            return Record(trial, "failed", reason=f"the worker process died (out of memory?): {one_line(error)}")
+        except Exception as error:
+            if is_disk_full(error):
+                raise  # no other trial will fare better
+            self._directory.log("".join(traceback.format_exception(error)))
+            kind = "" if isinstance(error, AutocompressError) else "a bug or an unforeseen error, see log.txt: "
+            return Record(trial, "failed", reason=f"{kind}{type(error).__name__}: {one_line(error)}")
+
+    def _take_in(self, record: Record) -> None:
+        """Write a record down first, then learn from it."""
+        record = replace(record, ended_s=self._clock.elapsed_s)
+        self._directory.append(record)
+        self._records.append(record)
+        self._strategy.tell(record)
+        self._times.learn(record)
+        if record.status == "complete":
+            self._points = self._directory.write_front(self._records, self._confirmations)
+        self._tell(_event(record, self._config))
+        self._stop_if_hopeless()
+
+    def _stop_if_hopeless(self) -> None:
+        trials = [record for record in self._records if record.number > 0]
+        if len(trials) < SAME_ERRORS or any(record.status != "failed" for record in trials):
+            return
+        last = [_kind_of_error(record) for record in trials[-SAME_ERRORS:]]
+        if len(set(last)) == 1:
+            self._drop("hopeless")
+            self._end("failed", trials[-1].reason)
+            raise SearchFailed(
+                f"the first {len(trials)} trials all failed; the last because: {trials[-1].reason} "
+                f"(all reasons are in {self._directory.path / 'records.jsonl'})"
+            )
+
+    def _drop(self, why: str) -> None:
+        """Kill what runs; it has no record, so a resumed search repeats it."""
+        if self._running:
+            names = ", ".join(str(trial.number) for trial in self._running.values())
+            self._directory.log(f"dropped running trials {names}: {why}")
+            self._calls.kill()
+            self._running.clear()
+
+    # -- confirming ----------------------------------------------------------------------------------------------
+
+    def _confirm_s(self) -> float:
+        """Seconds to keep for measuring the front together and scoring it on the test split."""
+        return 3.0 + (len(self._points[1]) + 1) * (0.4 + self._score_s())
+
+    def _score_s(self) -> float:
+        """Seconds of scoring one model, as the trials took on validation data."""
+        return max((record.seconds.get("score", 0.0) for record in self._records[-8:]), default=0.0)
+
+    def _left_s(self) -> float:
+        budget_s = self._config.budget_s
+        return 120.0 if budget_s is None else budget_s - REPORT_S - self._clock.elapsed_s
+
+    def _confirm(self) -> None:
+        """Measure the front again together and score it on test data, until every point on it has been."""
+        self._phase = "confirming"
+        for _ in range(3):
+            missing = self._unconfirmed()
+            if not missing or self._interrupts.cancel:
+                return
+            self._tell(f"measuring the front together and scoring it on test data (models: {len(missing)})")
+            try:
+                self._confirm_some(missing)
+            except AutocompressError as error:
+                self._tell(f"the front stays as the trials measured it: {type(error).__name__}: {one_line(error)}")
+                return
+            except BrokenExecutor as error:
+                self._tell(f"the front stays as the trials measured it: a worker process died: {one_line(error)}")
+                return
+
+    def _unconfirmed(self) -> tuple[Record, ...]:
+        """The models of the front with no confirmation yet, and the baseline."""
+        known = {confirmation.number for confirmation in self._confirmations}
+        front = current_front(self._records, self._confirmations, self._config.objectives, self._config.constraints)
+        wanted = {record.number: record for record in (self._baseline, *front)}
+        return tuple(record for number, record in sorted(wanted.items()) if number not in known)
+
+    def _confirm_some(self, records: tuple[Record, ...]) -> None:
+        """Score and measure some models and write it down.
+
+        Raises:
+            DeviceUnavailable: If it takes longer than there is time.
+            AutocompressError: If a model can't be scored or measured.
+            BrokenExecutor: If a worker dies.
+        """
+        scores = [self._calls.test_score(record) for record in records]
+        self._await(scores)
+        each_s = max(0.1, min(MOST_CPU_S, (self._left_s() - 3.0) / (len(records) + 1)))
+        measured = self._calls.remeasure(records, self._baseline.values["latency_ms"], each_s)
+        self._await([measured])
+        for score, (number, measurement, values) in zip(scores, measured.result(), strict=True):
+            confirmation = Confirmation(number, score.result(), measurement, values)
+            self._directory.append(confirmation)
+            self._confirmations.append(confirmation)
+        self._points = self._directory.write_front(self._records, self._confirmations)
+
+    def _await(self, futures: Sequence[Future[Any]]) -> None:
+        """Wait for some calls, past the budget by a grace at most.
+
+        Raises:
+            DeviceUnavailable: If they take longer, or somebody cancels.
+        """
+        pending = set(futures)
+        while pending:
+            _, pending = wait(pending, timeout=TICK_S)
+            self._tell("")
+            late = self._config.budget_s is not None and self._left_s() < -GRACE_S
+            if pending and (late or self._interrupts.cancel):
+                self._calls.kill()
+                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else "the budget is spent")
+
+    # -- telling -------------------------------------------------------------------------------------------------
+
+    def _end(self, status: RunStatus, reason: str) -> None:
+        self._phase = "stopped" if status == "stopped" else "failed" if status == "failed" else "complete"
+        self._directory.beat(status, self._clock.elapsed_s, reason)
+        self._tell(reason, status=status)
+
+    def _tell(self, event: str, *, status: RunStatus = "running") -> None:
+        """Log what happened, give a sign of life, and tell the observer."""
+        if event:
+            self._directory.log(event)
+        if status == "running":
+            self._directory.beat("running", self._clock.elapsed_s)
+        if self._observer is not None:
+            self._observer(self._snapshot(event))
+
+    def _snapshot(self, event: str) -> Snapshot:
+        counts = dict.fromkeys(("complete", "screened", "failed"), 0)
+        for record in self._records:
+            if record.number > 0:
+                counts[record.status] += 1
+        return Snapshot(
+            phase=self._phase,
+            event=event,
+            elapsed_s=self._clock.elapsed_s,
+            budget_s=self._config.budget_s,
+            trial_limit=self._config.trials,
+            complete=counts["complete"],
+            screened=counts["screened"],
+            failed=counts["failed"],
+            running=len(self._running),
+            baseline=self._points[0],
+            front=self._points[1],
+            metric=self._config.metric,
+            is_percentage=self._config.is_percentage,
+            direction=self._config.direction,
+        )
+
+
+def _event(record: Record, config: RunConfig) -> str:
+    """A finished trial in one line."""
+    name = point_name(record)
+    if record.status != "complete":
+        return f"{name}: {record.status}: {record.reason}"
+    value = record.values[config.metric]
+    score = f"{100 * value:.2f} %" if config.is_percentage else f"{value:.4g}"
+    return (
+        f"{name}: {config.metric} {score}, latency {record.values['latency_ratio']:.2f}x, "
+        f"size {record.values['size_bytes'] / 1024:.1f} KiB, {record.elapsed_s:.1f} s"
+    )
+
+
+def _kind_of_error(record: Record) -> str:
+    return record.reason.partition(":")[0]

@@ -1,0 +1,88 @@
+"""A measurement: a latency is its samples, its protocol and its machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from pydantic import ConfigDict
+
+from autocompress.profile import Protocol
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Times of one model, one number an inference, in milliseconds, block by block.
+
+    Args:
+        cpu_ms: Thread-CPU time, one tuple a block.
+        wall_ms: Wall time, one tuple a block.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    cpu_ms: tuple[tuple[float, ...], ...]
+    wall_ms: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a device measured of one model, beside a reference model measured in the same minutes.
+
+    Args:
+        latency_ms: Median time of one inference: thread-CPU time for one thread, wall time for several.
+        latency_ratio: Median over the reference's median, both from this measurement.
+        latency_ratio_interval: 95 % interval of that ratio, from resampled blocks.
+        wall_p50_ms, wall_p95_ms: Percentiles of the wall time.
+        contention: Wall time over CPU time; above about 1.1 other work held the processor.
+        peak_memory_bytes: Growth of the process from before the session to the peak of its first runs; 0 if the
+            platform does not tell.
+        integer_nodes: Nodes that ran on integer kernels in the graph that the runtime optimized.
+        nodes: All nodes of that graph.
+        machine: Processor and runtime version.
+        protocol: How it was taken.
+        samples, reference_samples: The times behind the numbers, whole blocks, thinned where there are many.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    latency_ms: float
+    latency_ratio: float
+    latency_ratio_interval: tuple[float, float]
+    wall_p50_ms: float
+    wall_p95_ms: float
+    contention: float
+    peak_memory_bytes: int
+    integer_nodes: int
+    nodes: int
+    machine: str
+    protocol: Protocol = field(default_factory=Protocol)
+    samples: Samples | None = None
+    reference_samples: Samples | None = None
+
+
+def ratio_interval(
+    candidate: tuple[tuple[float, ...], ...],
+    reference: tuple[tuple[float, ...], ...],
+    *,
+    resamples: int = 200,
+) -> tuple[float, tuple[float, float]]:
+    """Ratio of medians and its 95 % bootstrap interval over blocks.
+
+    Blocks, not single times, are resampled: times within a block share the machine's mood.
+
+    Args:
+        candidate, reference: Times in blocks, each block not empty.
+        resamples: Bootstrap samples.
+
+    Returns:
+        The ratio, and the low and high end of the interval.
+    """
+    ratio = float(np.median(np.concatenate(candidate)) / np.median(np.concatenate(reference)))
+    rng = np.random.default_rng(0)
+    top = np.array([np.median(block) for block in candidate])
+    bottom = np.array([np.median(block) for block in reference])
+    draws = np.median(rng.choice(top, (resamples, len(top))), axis=1) / np.median(
+        rng.choice(bottom, (resamples, len(bottom))), axis=1
+    )
+    low, high = np.percentile(draws, (2.5, 97.5))
+    return ratio, (float(min(low, ratio)), float(max(high, ratio)))

@@ -1,0 +1,164 @@
+"""What a compression method is, and the contract that its `__call__` keeps."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from autocompress.data import Array, Split
+from autocompress.errors import InfeasiblePlan, did_you_mean
+from autocompress.graph.view import LayerView
+from autocompress.plan import ORIGINAL, Scalar, Settings, Stage
+from autocompress.profile import HardwareProfile
+from autocompress.registry import Registry
+from autocompress.space import MethodSpace, Suggest
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may look at beside the model.
+
+    Args:
+        examples: Inputs of one inference, arrays (batch, …).
+        calibration: Samples for activation ranges and importance.
+        profile: The machine the model is made for.
+        seed: For anything random.
+        loss: The task's own loss of outputs and targets, if it has one.
+    """
+
+    examples: tuple[Array, ...]
+    calibration: Split
+    profile: HardwareProfile
+    seed: int = 0
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+
+
+class CompressionMethod(ABC):
+    """One way to make a model smaller or faster.
+
+    A subclass sets `name`, `stage` and `parameters`, lists its knobs in `propose`, and overrides at least one of
+    `apply` and `lower`. Calling the method keeps the contract; see `__call__`. Its module is imported where torch is
+    missing, so torch and ONNX are imported inside the functions that need them.
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[Stage]
+    parameters: ClassVar[Mapping[str, str]]
+    """Every parameter that a setting may hold, with what it means."""
+
+    def propose(self, model: LayerView, suggest: Suggest, space: MethodSpace, profile: HardwareProfile) -> Settings:
+        """Settings for a model, every choice asked from `suggest`.
+
+        Knobs are named `method/layer/parameter`; layers whose answer is neutral are left out.
+        """
+        raise NotImplementedError
+
+    def takes(self, parameter: str, value: Scalar) -> bool:
+        """True if a parameter may have a value in some setting, or it is the neutral one."""
+        return True
+
+    def check(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> None:  # noqa: B027
+        """Refuse settings that this model or machine can't take.
+
+        Args:
+            model: The layers before the method acts; the channel groups, which take long to find, are left out.
+            settings: Layer name to parameter to value.
+            profile: The machine the model is made for.
+
+        Raises:
+            InfeasiblePlan: Naming layer, value and what was expected.
+        """
+
+    def apply(self, model: nn.Module, settings: Settings, context: Context) -> nn.Module:
+        """Change a model before recovery; the model may be changed in place and is returned."""
+        return model
+
+    def needs_recovery(self, settings: Settings) -> bool:
+        """True if settings cost accuracy that fine-tuning brings back."""
+        return True
+
+    def finalize(self, model: nn.Module) -> nn.Module:
+        """Take off after recovery what was only needed during it; the model may be changed in place."""
+        return model
+
+    def verify(self, model: nn.Module, settings: Settings) -> None:  # noqa: B027
+        """Hold the finished model against what the settings say, after every method has finalized it.
+
+        Raises:
+            InfeasiblePlan: If the model has not become what was planned; the message gives what was found.
+        """
+
+    def lower(self, graph: ModelProto, settings: Settings, context: Context) -> ModelProto:
+        """The exported graph, changed; the graph given is left as it is."""
+        return graph
+
+    def __call__(self, model: nn.Module, settings: Settings, context: Context) -> nn.Module:
+        """Apply the method to a copy of the model and verify that every setting changed something.
+
+        From `Stage.VALUES` on, batch norms are folded first. Torch's random numbers start from the context's seed and
+        are put back afterwards.
+
+        Raises:
+            InfeasiblePlan: If a setting names no layer of the model, holds an unknown parameter, or changed nothing.
+        """
+        import torch
+
+        from autocompress.graph.folding import fold_batch_norms
+        from autocompress.graph.inspect import used_layers
+        from autocompress.graph.running import output_shapes
+
+        self._check_settings(model, settings)
+        self.check(LayerView(ORIGINAL, used_layers(model, context.examples), ()), settings, context.profile)
+        folds = self.stage >= Stage.VALUES
+        model = fold_batch_norms(model, context.examples) if folds else model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            changed = self.apply(copy.deepcopy(model), settings, context)
+        shapes, expected = output_shapes(changed, context.examples), output_shapes(model, context.examples)
+        if shapes != expected:
+            raise InfeasiblePlan(f"{self.name}: the model's output became {shapes}; expected {expected}")
+        if type(self).apply is not CompressionMethod.apply:
+            self._check_effect(model, changed, settings)
+        return changed
+
+    def _check_settings(self, model: nn.Module, settings: Settings) -> None:
+        if not settings:
+            raise InfeasiblePlan(f"{self.name}: no settings; leave the step out of the plan")
+        names = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
+        for layer, setting in settings.items():
+            if layer not in names:
+                raise InfeasiblePlan(f"{self.name}: the model has no layer {layer!r}; {did_you_mean(layer, names)}")
+            for parameter in setting:
+                if parameter not in self.parameters:
+                    known = ", ".join(sorted(self.parameters))
+                    raise InfeasiblePlan(
+                        f"{self.name}: layer {layer!r}: unknown parameter {parameter!r}; known: {known}"
+                    )
+
+    def _check_effect(self, model: nn.Module, changed: nn.Module, settings: Settings) -> None:
+        after = dict(changed.named_modules(remove_duplicate=False))
+        for layer in settings:
+            if layer in after and _same_weights(model.get_submodule(layer), after[layer]):
+                raise InfeasiblePlan(f"{self.name}: layer {layer!r}: {dict(settings[layer])} changed nothing")
+
+
+METHODS: Registry[type[CompressionMethod]] = Registry("compression method", "autocompress.methods")
+
+
+def values_of(space: MethodSpace, parameter: str, default: Sequence[Scalar]) -> tuple[Scalar, ...]:
+    """The values that a space offers for a parameter."""
+    return tuple(space.parameters.get(parameter, default))
+
+
+def _same_weights(one: nn.Module, other: nn.Module) -> bool:
+    before, after = one.state_dict(), other.state_dict()
+    return before.keys() == after.keys() and all(
+        before[key].shape == after[key].shape and before[key].equal(after[key]) for key in before
+    )

@@ -1,0 +1,114 @@
+"""A plan: what to do to a model. Pure data, never how far it got."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import ClassVar
+
+from pydantic import ConfigDict
+
+from autocompress.errors import InvalidInput
+from autocompress.serialization import digest, from_json, to_json
+
+Scalar = bool | int | float | str
+"""One value of a knob or a setting."""
+
+Settings = Mapping[str, Mapping[str, Scalar]]
+"""What a method does: layer name to parameter to value."""
+
+ORIGINAL = "original"
+"""The architecture of the user's own model."""
+
+
+class Stage(IntEnum):
+    """When a method acts; lower stages first.
+
+    STRUCTURE says which channels and blocks there are, FACTORS splits layers, WEIGHTS says which weights are zero.
+    Then batch norms are folded into the layers before them, since only folded weights are stored: VALUES says which
+    values weights share, NUMERICS in which numbers is computed.
+    """
+
+    STRUCTURE = 1
+    FACTORS = 2
+    WEIGHTS = 3
+    VALUES = 4
+    NUMERICS = 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method with its settings by layer."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    method: str
+    settings: Mapping[str, Mapping[str, Scalar]]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Fine-tuning with distillation from the original model.
+
+    Args:
+        epochs: Passes over the training data; 0 leaves the weights as the methods made them.
+        learning_rate: Peak of the one-cycle schedule, > 0.
+        temperature: Softening of teacher and student outputs, > 0 (Hinton et al., "Distilling the knowledge in a
+            neural network", 2015).
+        alpha: Weight of the loss on the true targets, in [0, 1]; 1 - alpha goes to the teacher's outputs.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    epochs: int = 0
+    learning_rate: float = 0.003
+    temperature: float = 2.0
+    alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.learning_rate <= 0 or self.temperature <= 0 or not 0 <= self.alpha <= 1:
+            raise InvalidInput(
+                f"recovery {self}: expected epochs >= 0, learning_rate > 0, temperature > 0 and alpha in [0, 1]"
+            )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An architecture, the methods applied to it with their settings, and the recovery that follows.
+
+    >>> plan = Plan(steps=(Step("quantization", {"conv1": {"precision": "int8"}}),))
+    >>> Plan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    architecture: str = ORIGINAL
+    steps: tuple[Step, ...] = ()
+    recovery: Recovery = field(default_factory=Recovery)
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.version != 1:
+            raise InvalidInput(f"plan version {self.version}: this release reads version 1; update autocompress")
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return to_json(self, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """The plan from its JSON text; InvalidInput names a key or value that does not fit."""
+        return from_json(cls, text)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits; equal for equal plans whatever the order of their settings."""
+        return digest(self)
+
+    @property
+    def is_baseline(self) -> bool:
+        """True if the plan leaves the user's model as it is."""
+        return self.architecture == ORIGINAL and not self.steps and self.recovery.epochs == 0
+
+    def without_recovery(self) -> Plan:
+        """The same compression with no fine-tuning."""
+        return replace(self, recovery=Recovery())

@@ -1,0 +1,152 @@
+"""From a search space to plans: which knobs there are, and what their answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from autocompress.errors import InvalidInput, UnknownName
+from autocompress.graph.view import LayerView
+from autocompress.methods import METHODS, CompressionMethod
+from autocompress.plan import ORIGINAL, Plan, Scalar, Step
+from autocompress.profile import HardwareProfile
+from autocompress.space import Choice, Knob, SearchSpace, Suggest, policy_suggest, width_name
+
+Planner = Callable[[Suggest], Plan]
+
+
+def architectures(space: SearchSpace, students: tuple[str, ...]) -> tuple[str, ...]:
+    """The architectures that a space and a task offer; the original first."""
+    named = students if space.students else ()
+    return (ORIGINAL, *(width_name(width) for width in space.widths), *named)
+
+
+def planner(space: SearchSpace, models: Mapping[str, LayerView], profile: HardwareProfile) -> Planner:
+    """A function that asks every knob of a space and gives the plan.
+
+    Knobs are named `architecture` and `ARCHITECTURE/METHOD/LAYER/PARAMETER`; which of the latter are asked depends on
+    the architecture that was chosen.
+
+    Args:
+        space: Its recovery must be resolved to numbers.
+        models: Architecture name to its layers; those missing can't be built and are left out.
+        profile: The machine; choices that are not faster there are not offered.
+
+    Raises:
+        UnknownName: If the space names a method that is not registered, or layers that no architecture has.
+    """
+    _check_patterns(space, models)
+    methods = sorted((METHODS[name]() for name in space.methods), key=lambda method: method.stage)
+    names = tuple(models)
+
+    def plan(suggest: Suggest) -> Plan:
+        chosen = suggest("architecture", Choice(names)) if len(names) > 1 else names[0]
+        architecture = str(chosen)
+        view, below = models[architecture], _below(architecture, suggest)
+        steps = []
+        for method in methods:
+            settings = method.propose(view, below, space.methods[method.name], profile)
+            if settings:
+                steps.append(Step(method.name, settings))
+        is_student = architecture != ORIGINAL
+        share = view.macs / max(1, models[ORIGINAL].macs) if is_student else None
+        recovery = space.recovery.resolve(share)
+        draft = Plan(architecture, tuple(steps), recovery)
+        return draft if is_student or _needs_recovery(steps) else draft.without_recovery()
+
+    return plan
+
+
+def check_space(space: SearchSpace, offered: tuple[str, ...]) -> None:
+    """Refuse a space that can't be searched or holds what would never be tried.
+
+    Args:
+        space: As the user gave it.
+        offered: The architectures, the original among them.
+
+    Raises:
+        UnknownName: If it names a method, a parameter or an architecture that is not known.
+        InvalidInput: If a value is none of a parameter's, or nothing is left to search.
+    """
+    methods = {name: METHODS[name]() for name in space.methods}
+    for name, method in methods.items():
+        for parameter, values in space.methods[name].parameters.items():
+            _check_values(method, parameter, values, space)
+    for policy in space.policies:
+        for key, value in policy.items():
+            name, _, parameter = key.partition("/")
+            if key != "architecture":
+                _check_values(methods[name], parameter, (value,), space)
+            elif value not in offered:
+                raise UnknownName(f"architecture in a policy of the search space {space.name!r}", str(value), offered)
+    if not space.methods and len(offered) < 2:
+        raise InvalidInput(
+            f"search space {space.name!r}: no methods, widths or students, so there is nothing to search; name some"
+        )
+
+
+def _check_values(method: CompressionMethod, parameter: str, values: tuple[Scalar, ...], space: SearchSpace) -> None:
+    if parameter not in method.parameters:
+        raise UnknownName(f"parameter of {method.name!r} in the search space", parameter, method.parameters)
+    for value in values:
+        if not method.takes(parameter, value):
+            raise InvalidInput(
+                f"search space {space.name!r}: {method.name}/{parameter}: {value!r}; expected "
+                f"{method.parameters[parameter]}"
+            )
+
+
+def _check_patterns(space: SearchSpace, models: Mapping[str, LayerView]) -> None:
+    """Refuse patterns of layers that match nothing in any architecture."""
+    names = {layer.name for view in models.values() for layer in view.layers}
+    names |= {group.name for view in models.values() for group in view.channel_groups}
+    for method, part in space.methods.items():
+        for pattern in (*part.layers, *part.exclude):
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UnknownName(f"layer in the search space for {method!r}", pattern, names)
+
+
+def record_answers(suggest: Suggest, answers: dict[str, Scalar]) -> Suggest:
+    """The same suggest, which also writes every answer into `answers`."""
+
+    def recording(name: str, knob: Knob) -> Scalar:
+        answers[name] = suggest(name, knob)
+        return answers[name]
+
+    return recording
+
+
+def policy_plans(
+    space: SearchSpace, plan: Planner, students: tuple[str, ...] = ()
+) -> tuple[tuple[dict[str, Scalar], Plan], ...]:
+    """The answers and plans of the space's uniform policies, each plan once and none that changes nothing.
+
+    The first policy is also tried on each of the task's own students, after the others.
+    """
+    found: dict[str, tuple[dict[str, Scalar], Plan]] = {}
+    first = space.policies[0] if space.policies else {}
+    own = tuple({**first, "architecture": name} for name in students) if space.students else ()
+    for policy in (*space.policies, *own):
+        answers: dict[str, Scalar] = {}
+        candidate = plan(record_answers(policy_suggest(policy), answers))
+        wanted = policy.get("architecture", ORIGINAL)
+        if candidate.architecture == wanted and (candidate.steps or candidate.architecture != ORIGINAL):
+            found.setdefault(candidate.digest, (answers, candidate))
+    return tuple(found.values())
+
+
+def _below(architecture: str, suggest: Suggest) -> Suggest:
+    return lambda name, knob: suggest(f"{architecture}/{name}", knob)
+
+
+def _needs_recovery(steps: list[Step]) -> bool:
+    return any(METHODS[step.method]().needs_recovery(step.settings) for step in steps)
+
+
+def resolve_epochs(space: SearchSpace, epochs: int) -> SearchSpace:
+    """The space with "auto" replaced: `epochs` for compressed originals, twice as many for students."""
+    recovery = space.recovery
+    own = epochs if recovery.epochs == "auto" else recovery.epochs
+    students = 2 * epochs if recovery.student_epochs == "auto" else recovery.student_epochs
+    return replace(space, recovery=replace(recovery, epochs=own, student_epochs=students))

@@ -1,0 +1,163 @@
+"""A point: one model of the front as people and scripts see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from autocompress.front import feasible, pareto_front
+from autocompress.objective import Constraint, Objective
+from autocompress.plan import ORIGINAL, Plan, Step
+from autocompress.record import Confirmation, Record
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model of the front, or the baseline.
+
+    Args:
+        number: Its trial.
+        name: Short and unique in the run, for example `012-width_0.5-int8`.
+        file: The ONNX file.
+        plan: The plan, as a file that `autocompress apply` replays.
+        validation: Metric name to its value on validation data.
+        test: The same on the test split; empty until the search has finished or where the task has none.
+        latency_ms: Latency ratio times the latency of the baseline.
+        latency_ratio: Latency over that of the baseline, both from one measurement.
+        latency_ratio_interval: Its 95 % interval.
+        size_bytes: Size of the file.
+        size_ratio: Size over that of the baseline.
+        peak_memory_bytes: Peak memory of a session.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    number: int
+    name: str
+    file: str
+    plan: str
+    validation: Mapping[str, float]
+    test: Mapping[str, float]
+    latency_ms: float
+    latency_ratio: float
+    latency_ratio_interval: tuple[float, float]
+    size_bytes: int
+    size_ratio: float
+    peak_memory_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The point as the stable contract of `autocompress show RUN --format json` has it."""
+        return {
+            "name": self.name,
+            "file": self.file,
+            "plan": self.plan,
+            "validation": dict(self.validation),
+            "test": dict(self.test) or dict.fromkeys(self.validation),
+            "latency_ms": self.latency_ms,
+            "latency_ratio": self.latency_ratio,
+            "size_bytes": self.size_bytes,
+            "size_ratio": self.size_ratio,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+    def values(self) -> dict[str, float]:
+        """Everything that a `where` or `best` may name."""
+        return {
+            **self.validation,
+            **{f"test_{name}": value for name, value in self.test.items()},
+            "latency_ms": self.latency_ms,
+            "latency_ratio": self.latency_ratio,
+            "size_bytes": float(self.size_bytes),
+            "size_ratio": self.size_ratio,
+            "peak_memory_bytes": float(self.peak_memory_bytes),
+        }
+
+
+def confirmed(records: Sequence[Record], confirmations: Sequence[Confirmation]) -> tuple[Record, ...]:
+    """The records with the values of their latest confirmation, where they have one."""
+    latest = {confirmation.number: confirmation for confirmation in confirmations}
+    return tuple(
+        replace(
+            record,
+            values={**record.values, **latest[record.number].values},
+            measurement=latest[record.number].measurement,
+        )
+        if record.number in latest
+        else record
+        for record in records
+    )
+
+
+def current_front(
+    records: Sequence[Record],
+    confirmations: Sequence[Confirmation],
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+) -> tuple[Record, ...]:
+    """The front among all records that obey the constraints, by their latest values."""
+    final = confirmed(records, confirmations)
+    baseline = next((record for record in final if record.number == 0), None)
+    if baseline is None:
+        return ()
+    return pareto_front(feasible(final, constraints, baseline.values), objectives)
+
+
+def make_point(
+    record: Record, baseline: Record, confirmations: Sequence[Confirmation], metric: str, directory: Path
+) -> Point:
+    """The point of a record whose values are confirmed already.
+
+    Args:
+        record: A complete record of the run.
+        baseline: The record of the baseline.
+        confirmations: All of the run.
+        metric: Name of the task's metric.
+        directory: Where the file and the plan of the point lie.
+    """
+    test = next((c.test for c in reversed(confirmations) if c.number == record.number), {})
+    name = point_name(record)
+    interval = record.measurement.latency_ratio_interval if record.measurement else (1.0, 1.0)
+    return Point(
+        number=record.number,
+        name=name,
+        file=str(directory / f"{name}.onnx"),
+        plan=str(directory / f"{name}.json"),
+        validation={metric: record.values[metric]},
+        test=test,
+        latency_ms=record.values["latency_ms"],
+        latency_ratio=record.values["latency_ratio"],
+        latency_ratio_interval=interval,
+        size_bytes=int(record.values["size_bytes"]),
+        size_ratio=record.values["size_bytes"] / baseline.values["size_bytes"],
+        peak_memory_bytes=int(record.values["peak_memory_bytes"]),
+    )
+
+
+def point_name(record: Record) -> str:
+    """Short name of a record's model, unique in its run."""
+    return f"{record.number:03d}-{summarize(record.plan)}"
+
+
+def summarize(plan: Plan) -> str:
+    """A plan in a few words, for names and tables.
+
+    >>> summarize(Plan(architecture="width_0.5", steps=(Step("quantization", {"fc": {"precision": "int8"}}),)))
+    'width_0.5-int8'
+    """
+    if plan.is_baseline:
+        return "baseline"
+    words = [plan.architecture] if plan.architecture != ORIGINAL else []
+    words += [_summarize_step(step) for step in plan.steps]
+    return "-".join(words) or "finetuned"
+
+
+def _summarize_step(step: Step) -> str:
+    values = [value for setting in step.settings.values() for value in setting.values()]
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    words = sorted({value for value in values if isinstance(value, str)})
+    if numbers:
+        return f"{step.method}_{sum(numbers) / len(numbers):.2f}"
+    return "+".join(words)

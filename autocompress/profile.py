@@ -1,0 +1,96 @@
+"""A hardware profile: what a machine is, what is fast on it, and how it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from autocompress.errors import InvalidInput
+from autocompress.resources import find_yaml
+from autocompress.serialization import from_data, read_yaml
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a latency is taken.
+
+    Args:
+        warmup_runs: Inferences before the first counted one, for each model.
+        block_ms: CPU milliseconds of one block; blocks of all models are shuffled together, so that what slows the
+            machine for a moment slows all of them.
+        min_cpu_s: CPU seconds to spend on each model at least.
+        max_cpu_s: CPU seconds to spend on each model at most.
+        interval: Wanted half width of the 95 % interval of the latency ratio, relative (0.02 = 2 %); measuring ends
+            when it is reached.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    warmup_runs: int = 5
+    block_ms: float = 8.0
+    min_cpu_s: float = 0.25
+    max_cpu_s: float = 1.0
+    interval: float = 0.015
+
+    def __post_init__(self) -> None:
+        if min(self.warmup_runs, self.block_ms, self.min_cpu_s, self.interval) <= 0 or self.max_cpu_s < self.min_cpu_s:
+            raise InvalidInput(f"{self}: expected positive numbers and max_cpu_s >= min_cpu_s")
+
+
+@dataclass(frozen=True)
+class HardwareProfile:
+    """One kind of machine.
+
+    Args:
+        name: What the user calls it.
+        device: How it is reached: a name in the registry of devices (`local`, `fake`).
+        provider: Execution provider of ONNX Runtime.
+        threads: Threads of one inference.
+        channel_multiple: Channel counts that are not a multiple of this waste work.
+        kernels: Layer kind (`conv`, `linear`) to the precisions that run faster than fp32 there, among `int8`
+            (static, u8 activations and s8 weights) and `dynamic_int8`.
+        reduce_range: True to quantize weights to 7 bits, where the u8×s8 product saturates in 16 bits (x86 without
+            VNNI).
+        memory_bytes: Memory of the machine, 0 if unknown.
+        cpu: What the processor says it is.
+        protocol: How latency is taken.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    name: str
+    description: str = ""
+    device: str = "local"
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
+    channel_multiple: int = 8
+    kernels: Mapping[Literal["conv", "linear"], tuple[Literal["int8", "dynamic_int8"], ...]] = field(
+        default_factory=dict
+    )
+    reduce_range: bool = False
+    memory_bytes: int = 0
+    cpu: str = ""
+    protocol: Protocol = field(default_factory=Protocol)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.channel_multiple < 1:
+            raise InvalidInput(
+                f"hardware profile {self.name!r}: threads {self.threads} and channel_multiple {self.channel_multiple}: "
+                "expected whole numbers from 1 up"
+            )
+
+
+def load_profile(name: str) -> HardwareProfile:
+    """A shipped hardware profile by name, or the user's own by the path of its YAML file.
+
+    Raises:
+        UnknownName: If no shipped profile has that name.
+        InvalidInput: If the file is missing, no YAML, or holds an unknown key or a wrong value.
+    """
+    path = find_yaml("hardware_profiles", name, "hardware profile")
+    data: Any = read_yaml(path)
+    if not isinstance(data, dict):
+        raise InvalidInput(f"{path}: expected a mapping with the keys name, kernels, …; found {type(data).__name__}")
+    return from_data(HardwareProfile, {"name": Path(path).stem} | data, source=str(path))

@@ -1,0 +1,120 @@
+"""A record: all that is known of one finished trial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from autocompress.artifact import Artifact
+from autocompress.measurement import Measurement
+from autocompress.plan import Plan, Scalar
+
+Status = Literal["complete", "screened", "failed"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Where a plan came from, so that the study can be rebuilt from the records.
+
+    Args:
+        source: "baseline", "policy" or the name of the strategy.
+        params: Every knob that was answered.
+        attributes: What the sampler stored with the trial.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    source: str
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    attributes: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan to try.
+
+    Args:
+        number: Counts from 0, the baseline.
+        plan: What to do.
+        seed: For everything random in the trial.
+        fidelity: Share of the plan's recovery that is carried out, in (0, 1].
+        proposal: Where the plan came from.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    number: int
+    plan: Plan
+    seed: int = 0
+    fidelity: float = 1.0
+    proposal: Proposal = field(default_factory=lambda: Proposal("user"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished trial.
+
+    Args:
+        trial: The plan that was tried.
+        status: "complete" with all values; "screened" if dropped before training; "failed" with a reason.
+        reason: Why it was screened or failed, in one line.
+        values: The metric on validation data and what was measured; complete trials have them all.
+        artifact: The model file, for complete trials.
+        measurement: How the latency came about.
+        seconds: Wall time by stage.
+        notes: What the user should know, for example that a choice brought size but no speed here.
+        details: Other facts: score before recovery, parity error, parameters, MACs.
+        machine: The worker's host.
+        ended_s: Wall time of the search, over all its resumes, at which the trial ended.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    trial: Trial
+    status: Status
+    reason: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+    artifact: Artifact | None = None
+    measurement: Measurement | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, float] = field(default_factory=dict)
+    machine: str = ""
+    ended_s: float = 0.0
+    kind: Literal["trial"] = "trial"
+
+    @property
+    def number(self) -> int:
+        """The trial's number."""
+        return self.trial.number
+
+    @property
+    def plan(self) -> Plan:
+        """The trial's plan."""
+        return self.trial.plan
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall time of the whole trial."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What the end of a search adds to a point of the front.
+
+    All points are measured again together, interleaved on a quiet machine, and scored on the test split.
+
+    Args:
+        number: Number of the trial.
+        test: Metric name to its value on the test split; empty where the task has none.
+        measurement: The later, better measurement.
+        values: The measured values that replace those of the record.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    number: int
+    test: Mapping[str, float]
+    measurement: Measurement
+    values: Mapping[str, float]
+    kind: Literal["confirmation"] = "confirmation"

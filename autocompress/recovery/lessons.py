@@ -1,0 +1,119 @@
+"""Training batches together with what the teacher says to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.data import Array, ArraySplit, Batch
+from autocompress.errors import InvalidInput
+from autocompress.user_code import user_code
+
+if TYPE_CHECKING:
+    from autocompress.task import Task
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training batch.
+
+    Args:
+        inputs: Of the model, tensors (samples, …).
+        targets: The true ones.
+        taught: The teacher's outputs.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+    taught: Tensor
+
+
+class Lessons:
+    """A task's training data as its teacher teaches it.
+
+    Data held in arrays never changes, so the teacher looks at it once, whatever number of trials and epochs follow;
+    a loader may augment, so the teacher answers each of its batches.
+    """
+
+    def __init__(self, task: Task, teacher: nn.Module) -> None:
+        self._split = task.split("train")
+        self._batch_size = task.batch_size
+        self._teacher = teacher.eval()
+
+    @cached_property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        if isinstance(self._split, ArraySplit):
+            return -(-len(self._split) // self._batch_size)
+        return sum(1 for _ in self._split.batches(self._batch_size))
+
+    def epoch(self, seed: int, *, fewest: int = 1) -> Iterator[Lesson]:
+        """All batches once, shuffled.
+
+        Args:
+            seed: Of the order.
+            fewest: Samples that a batch must have; smaller ones are left out, since batch norm can't train on one.
+
+        Raises:
+            InvalidInput: If no batch is large enough.
+        """
+        split, used = self._with_answers or self._split, 0
+        for batch in split.batches(self._batch_size, seed=seed):
+            if len(batch) < fewest:
+                continue
+            used += 1
+            targets = torch.from_numpy(np.ascontiguousarray(batch.targets))
+            if self._with_answers is not None:
+                *inputs, taught = tensors(batch.inputs)
+                yield Lesson(tuple(inputs), targets, taught)
+            else:
+                given = tensors(batch.inputs)
+                yield Lesson(given, targets, self._ask(given))
+        if not used:
+            raise InvalidInput(
+                f"train data: no batch of {fewest} or more samples, which batch norm needs to be trained; use larger "
+                "batches"
+            )
+
+    @cached_property
+    def _with_answers(self) -> ArraySplit | None:
+        """The training data with the teacher's outputs as one more input; None for loaders."""
+        if not isinstance(self._split, ArraySplit):
+            return None
+        answers = [self._ask(tensors(batch.inputs)).numpy() for batch in self._split.batches(256)]
+        samples = self._split.samples
+        return ArraySplit(Batch((*samples.inputs, np.concatenate(answers)), samples.targets))
+
+    def _ask(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
+        with torch.no_grad(), autocast():
+            answer: Tensor = user_code(lambda: self._teacher(*inputs), f"running the model on train data {shapes}")
+        return answer.float()
+
+
+def tensors(arrays: tuple[Array, ...]) -> tuple[Tensor, ...]:
+    """Arrays as tensors that share their memory."""
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+
+
+def autocast() -> AbstractContextManager[object]:
+    """bf16 arithmetic where the processor has it, which halves the time of a step."""
+    return torch.autocast("cpu", torch.bfloat16) if has_bfloat16() else nullcontext()
+
+
+@cache
+def has_bfloat16() -> bool:
+    """True on processors with bf16 arithmetic (AVX-512 BF16 or AMX on x86, bf16 on ARM)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return False
+    flags = set(cpuinfo.read_text().split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

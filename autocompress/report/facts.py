@@ -1,0 +1,75 @@
+"""What a report reads of a run, gathered once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from autocompress.objective import Direction
+from autocompress.point import Point, confirmed
+from autocompress.record import Record
+from autocompress.run_directory import RunConfig, RunDirectory
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as a report sees it.
+
+    Args:
+        config: What the search was asked to do.
+        status: How the search stands, in a word.
+        elapsed_s: Wall time spent over all resumes.
+        records: All finished trials, with their latest values, in the order they ended.
+        baseline: None before it is measured.
+        front: The points of the front.
+        folder: Where the page will lie; links are relative to it.
+    """
+
+    config: RunConfig
+    status: str
+    elapsed_s: float
+    records: tuple[Record, ...]
+    baseline: Point | None
+    front: tuple[Point, ...]
+    folder: Path
+
+    @classmethod
+    def read(cls, directory: RunDirectory, folder: Path) -> RunFacts:
+        """The facts in a run directory, for a page in `folder`."""
+        beat = directory.heartbeat
+        baseline, front = directory.points()
+        return cls(
+            config=directory.config,
+            status=beat.status if beat else "interrupted",
+            elapsed_s=beat.elapsed_s if beat else 0.0,
+            records=confirmed(directory.records(), directory.confirmations()),
+            baseline=baseline,
+            front=front,
+            folder=folder,
+        )
+
+    @property
+    def complete(self) -> tuple[Record, ...]:
+        """The trials that have all values."""
+        return tuple(record for record in self.records if record.status == "complete")
+
+    @property
+    def direction(self) -> Direction:
+        """Whether more or less of the metric is better."""
+        return self.config.direction
+
+    def loss(self, point: Point) -> float:
+        """How much worse than the baseline the point's validation metric is; negative where it is better."""
+        assert self.baseline is not None, "points exist only after the baseline"
+        gain = point.validation[self.config.metric] - self.baseline.validation[self.config.metric]
+        return -gain if self.direction == "maximize" else gain
+
+    def count(self, status: str) -> int:
+        """How many trials ended so."""
+        return sum(record.status == status for record in self.records if record.number > 0)
+
+    def link(self, file: str) -> str:
+        """The address of a file as the page must write it."""
+        return quote(Path(os.path.relpath(file, self.folder)).as_posix())

@@ -1,0 +1,40 @@
+"""What the search was asked to do, and with which versions."""
+
+from __future__ import annotations
+
+from html import escape
+
+from autocompress.duration import format_duration
+from autocompress.report.facts import RunFacts
+from autocompress.report.sections._base import SECTIONS, Section
+from autocompress.serialization import to_json
+
+
+@SECTIONS.register
+class Configuration(Section):
+    """The configuration as resolved, all of it on demand."""
+
+    name, title, order = "configuration", "Configuration", 60
+
+    def html(self, facts: RunFacts) -> str:
+        config = facts.config
+        lines = {
+            "task": f"{config.task} ({config.task_reference or 'given as an object'})",
+            "objectives": ", ".join(f"{objective.direction} {objective.name}" for objective in config.objectives),
+            "constraints": ", ".join(map(str, config.constraints)) or "none",
+            "search space": config.space.name,
+            "hardware": config.profile.name,
+            "strategy": config.strategy,
+            "budget": format_duration(config.budget_s) if config.budget_s else "no limit of time",
+            "trials": f"at most {config.trials}" if config.trials else "no limit",
+            "workers": str(config.workers),
+            "seed": str(config.seed),
+            "started": config.created or "unknown",
+            "machine": config.machine or "unknown",
+            "versions": ", ".join(f"{name} {version}" for name, version in sorted(config.versions.items())),
+        }
+        rows = "".join(f'<tr><th>{key}</th><td class="why">{escape(value)}</td></tr>\n' for key, value in lines.items())
+        return (
+            f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>\n'
+            f"<details><summary>everything, as JSON</summary><pre>{escape(to_json(config, indent=2))}</pre></details>"
+        )

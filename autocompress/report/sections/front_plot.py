@@ -1,0 +1,126 @@
+"""The front as two plots: the metric against latency and against size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from autocompress.point import Point, point_name
+from autocompress.report.facts import RunFacts
+from autocompress.report.figure import figure
+from autocompress.report.sections._base import SECTIONS, Section
+from autocompress.report.table import format_bytes, format_interval, format_metric, format_ms
+
+_LABELS = {"latency_ratio": "latency (× baseline)", "size_ratio": "size (× baseline)"}
+
+
+@SECTIONS.register
+class FrontPlot(Section):
+    """Every complete trial in gray, the front in color, intervals as bars."""
+
+    name, title, order = "front_plot", "Trade-offs", 10
+
+    def html(self, facts: RunFacts) -> str:
+        if facts.baseline is None:
+            return ""
+        plots = "\n".join(_plot(facts, facts.baseline, key) for key in _LABELS)
+        better = "up" if facts.direction == "maximize" else "down"
+        return f"""<div class="plots">{plots}</div>
+<p class="soft">Better is {better} and to the left. Bars are 95 % intervals of the latency ratio; the markers
+grow with the file's size; the diamond is the baseline; gray points are finished trials that the front beats.</p>"""
+
+
+def _plot(facts: RunFacts, baseline: Point, key: str) -> str:
+    metric, share = facts.config.metric, facts.config.is_percentage
+    scale = 100.0 if share else 1.0
+    level = baseline.validation[metric] * scale
+    layout = {
+        "title": {"text": f"{escape(metric)} against {_LABELS[key].split(' ')[0]}", "font": {"size": 15}},
+        "xaxis": {"title": {"text": _LABELS[key], "standoff": 8}, "rangemode": "tozero"},
+        "yaxis": {"title": {"text": escape(f"{metric} (%)" if share else metric)}},
+        "showlegend": False,
+        "shapes": [
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": level, "y1": level}
+            | {"line": {"dash": "dot", "width": 1, "color": "#888888"}, "layer": "below"}
+        ],
+    }
+    traces = [
+        _others(facts, baseline, key, scale),
+        _models(facts.front, facts, key, scale),
+        _original(baseline, facts, key, scale),
+    ]
+    return figure(traces, layout, label=f"{metric} against {_LABELS[key]} of all finished trials")
+
+
+def _others(facts: RunFacts, baseline: Point, key: str, scale: float) -> dict[str, Any]:
+    shown = {point.number for point in (*facts.front, baseline)}
+    rest = [record for record in facts.complete if record.number not in shown]
+    ratios = {
+        "latency_ratio": [record.values["latency_ratio"] for record in rest],
+        "size_ratio": [record.values["size_bytes"] / baseline.size_bytes for record in rest],
+    }
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": ratios[key],
+        "y": [record.values[facts.config.metric] * scale for record in rest],
+        "marker": {"color": "#8a8f9c", "opacity": 0.55, "size": 7},
+        "text": [escape(point_name(record)) for record in rest],
+        "hovertemplate": "%{text}<br>%{x:.2f}× · %{y:.4g}<extra></extra>",
+    }
+
+
+def _models(points: Sequence[Point], facts: RunFacts, key: str, scale: float) -> dict[str, Any]:
+    marker = {
+        "size": [9 + 13 * min(point.size_ratio, 1.5) ** 0.5 for point in points],
+        "color": [math.log10(point.size_ratio) for point in points],
+        "colorscale": [[0, "#1aa39a"], [0.5, "#3b7de0"], [1, "#c2497f"]],
+        "cmin": -1,
+        "cmax": 0,
+        "opacity": 0.9,
+        "line": {"width": 1, "color": "#ffffff"},
+    }
+    return _trace(points, facts, key, scale, marker)
+
+
+def _original(baseline: Point, facts: RunFacts, key: str, scale: float) -> dict[str, Any]:
+    marker = {"size": 13, "symbol": "diamond-open", "color": "#e08a00", "line": {"width": 3}}
+    return _trace([baseline], facts, key, scale, marker)
+
+
+def _trace(
+    points: Sequence[Point], facts: RunFacts, key: str, scale: float, marker: Mapping[str, Any]
+) -> dict[str, Any]:
+    trace: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [getattr(point, key) for point in points],
+        "y": [point.validation[facts.config.metric] * scale for point in points],
+        "marker": dict(marker),
+        "text": [_hover(point, facts) for point in points],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    if key == "latency_ratio":
+        trace["error_x"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [point.latency_ratio_interval[1] - point.latency_ratio for point in points],
+            "arrayminus": [point.latency_ratio - point.latency_ratio_interval[0] for point in points],
+            "thickness": 1.2,
+            "width": 3,
+            "color": "#8a8f9c",
+        }
+    return trace
+
+
+def _hover(point: Point, facts: RunFacts) -> str:
+    metric, share = facts.config.metric, facts.config.is_percentage
+    score = f"{metric}: {format_metric(point.validation[metric], share)}"
+    test = f", test {format_metric(point.test[metric], share)}" if metric in point.test else ""
+    latency = (
+        f"{format_ms(point.latency_ms)}, {point.latency_ratio:.2f}× ({format_interval(point.latency_ratio_interval)})"
+    )
+    size = f"{format_bytes(point.size_bytes)}, {point.size_ratio:.2f}×"
+    return "<br>".join(escape(line) for line in (point.name, score + test, f"latency: {latency}", f"size: {size}"))

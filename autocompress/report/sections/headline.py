@@ -1,0 +1,58 @@
+"""What was searched, where, how long, and the best in four numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+
+from autocompress.duration import format_duration
+from autocompress.point import Point
+from autocompress.report.facts import RunFacts
+from autocompress.report.sections._base import SECTIONS, Section
+from autocompress.report.table import format_bytes, format_metric, format_ms
+
+
+@SECTIONS.register
+class Headline(Section):
+    """Title, machine, budget and trials, and the most telling points."""
+
+    name, order = "headline", 0
+
+    def html(self, facts: RunFacts) -> str:
+        config = facts.config
+        machine = " · ".join(filter(None, (config.profile.name, config.profile.cpu or config.machine)))
+        allowed = f" of {format_duration(config.budget_s)}" if config.budget_s else ""
+        trials = ", ".join(f"{facts.count(status)} {status}" for status in ("complete", "screened", "failed"))
+        return (
+            f'<span class="status">{escape(facts.status)}</span>\n<h1>{escape(config.task)}</h1>\n'
+            f'<p class="soft">{escape(machine)} · {format_duration(facts.elapsed_s)}{allowed} · trials: {trials} · '
+            f"{len(facts.front)} models on the front</p>\n{_cards(facts)}"
+        )
+
+
+def _cards(facts: RunFacts) -> str:
+    baseline, metric, share = facts.baseline, facts.config.metric, facts.config.is_percentage
+    if baseline is None:
+        return "<p>The baseline is not measured yet, so there is nothing to compare.</p>"
+    kept = f"within 1 point of {metric}" if share else "on the front"
+    near = [point for point in facts.front if not share or facts.loss(point) <= 0.01]
+    cards = [
+        _card(
+            format_metric(baseline.validation[metric], share),
+            f"the baseline: {format_ms(baseline.latency_ms)}, {format_bytes(baseline.size_bytes)}",
+        )
+    ]
+
+    def best(what: str, value: Callable[[Point], float]) -> None:
+        if near:
+            point = min(near, key=value)
+            score = format_metric(point.validation[metric], share)
+            cards.append(_card(f"{value(point):.2f}×", f"{what} {kept}: {point.name}, {score}"))
+
+    best("lowest latency", lambda point: point.latency_ratio)
+    best("smallest size", lambda point: point.size_ratio)
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _card(number: str, text: str) -> str:
+    return f'<div class="card"><b>{escape(number)}</b><span>{escape(text)}</span></div>'

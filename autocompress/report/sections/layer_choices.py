@@ -1,0 +1,80 @@
+"""What each model of the front does to each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
+from html import escape
+from itertools import pairwise
+
+from autocompress.plan import ORIGINAL, Plan, Scalar
+from autocompress.report.facts import RunFacts
+from autocompress.report.sections._base import SECTIONS, Section
+
+
+@SECTIONS.register
+class LayerChoices(Section):
+    """Rows are layers, columns are the models of the front."""
+
+    name, title, order = "layer_choices", "Choices by layer", 30
+
+    def html(self, facts: RunFacts) -> str:
+        by_number = {record.number: record.plan for record in facts.records}
+        plans = [by_number[point.number] for point in facts.front]
+        layers = _layers(plans)
+        if not layers and all(plan.architecture == ORIGINAL for plan in plans):
+            return ""
+        head = "".join(f'<th class="choice" title="{escape(p.name)}">{p.number:03d}</th>' for p in facts.front)
+        rows = [
+            _line("architecture", [escape(plan.architecture) for plan in plans]),
+            _line("recovery epochs", [str(plan.recovery.epochs) for plan in plans]),
+            *(_line(layer, [_chips(plan, layer) for plan in plans]) for layer in layers),
+        ]
+        return (
+            f'<div class="scroll"><table><thead><tr><th class="layer">layer</th>{head}</tr></thead>\n<tbody>'
+            f'{"".join(rows)}</tbody></table></div>\n<p class="soft">Columns are trials by number. {_legend(plans)}</p>'
+        )
+
+
+def _layers(plans: Sequence[Plan]) -> list[str]:
+    """The layers that some plan touches, in the order of the model as far as the steps tell it."""
+    orders = [list(step.settings) for plan in plans for step in plan.steps]
+    sorter = TopologicalSorter[str]({layer: () for order in orders for layer in order})
+    for order in orders:
+        for before, after in pairwise(order):
+            sorter.add(after, before)
+    try:
+        return list(sorter.static_order())
+    except CycleError:
+        return sorted({layer for order in orders for layer in order})
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    columns = "".join(f'<td class="choice">{cell}</td>' for cell in cells)
+    return f'<tr><th class="layer">{escape(name)}</th>{columns}</tr>\n'
+
+
+def _chips(plan: Plan, layer: str) -> str:
+    return "".join(
+        _chip(f"{step.method}, {parameter}", value)
+        for step in plan.steps
+        for parameter, value in step.settings.get(layer, {}).items()
+    )
+
+
+def _chip(title: str, value: Scalar) -> str:
+    is_share = isinstance(value, float) and 0 <= value <= 1
+    style = f' share" style="--share:{value}' if is_share else ""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f'<span class="chip{style}" title="{escape(title)}">{escape(text)}</span>'
+
+
+def _legend(plans: Sequence[Plan]) -> str:
+    used = {
+        f"{step.method} ({parameter})"
+        for plan in plans
+        for step in plan.steps
+        for setting in step.settings.values()
+        for parameter in setting
+    }
+    return escape(f"Chips show: {', '.join(sorted(used))}." if used else "")

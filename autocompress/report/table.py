@@ -1,0 +1,100 @@
+"""Points as rows of text: the same cells on the terminal, in Markdown, in a notebook and on the report's page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autocompress.point import Point
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table of points.
+
+    Args:
+        key: Short and unique.
+        title: What stands above it.
+        cell: The text for a point.
+        rank: Columns of the highest rank are left out first where space is short; 0 stays always.
+        is_number: True to align it right.
+    """
+
+    key: str
+    title: str
+    cell: Callable[[Point], str]
+    rank: int
+    is_number: bool = True
+
+
+def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> tuple[Column, ...]:
+    """The columns for some points; the test column only where there are test scores."""
+
+    def test(point: Point) -> str:
+        return format_metric(point.test.get(metric), is_percentage)
+
+    columns = (
+        Column("name", "model", lambda point: point.name, 0, is_number=False),
+        Column("metric", metric, lambda point: format_metric(point.validation[metric], is_percentage), 0),
+        Column("test", f"test {metric}", test, 2),
+        Column("latency", "latency", lambda point: format_ms(point.latency_ms), 3),
+        Column("latency_ratio", "× latency", lambda point: f"{point.latency_ratio:.2f}", 0),
+        Column("interval", "95 %", lambda point: format_interval(point.latency_ratio_interval), 5),
+        Column("size", "size", lambda point: format_bytes(point.size_bytes), 3),
+        Column("size_ratio", "× size", lambda point: f"{point.size_ratio:.2f}", 1),
+        Column("memory", "memory", lambda point: format_bytes(point.peak_memory_bytes), 6),
+    )
+    has_test = any(metric in point.test for point in points)
+    has_memory = any(point.peak_memory_bytes for point in points)
+    return tuple(c for c in columns if (c.key != "test" or has_test) and (c.key != "memory" or has_memory))
+
+
+def point_row(point: Point) -> dict[str, Any]:
+    """All values of a point in full precision, by name."""
+    low, high = point.latency_ratio_interval
+    whole = {"size_bytes": point.size_bytes, "peak_memory_bytes": point.peak_memory_bytes}
+    interval = {"latency_ratio_low": low, "latency_ratio_high": high}
+    return {"name": point.name, **point.values(), **whole, **interval, "file": point.file, "plan": point.plan}
+
+
+def format_metric(value: float | None, is_percentage: bool) -> str:
+    """A score as text.
+
+    >>> format_metric(0.98765, True), format_metric(0.0123456, False), format_metric(None, True)
+    ('98.77 %', '0.01235', '–')
+    """
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if is_percentage else f"{value:.4g}"
+
+
+def format_ms(value: float) -> str:
+    """Milliseconds with three digits that count.
+
+    >>> format_ms(0.4), format_ms(12.345), format_ms(123.4), format_ms(1234.5)
+    ('0.400 ms', '12.3 ms', '123 ms', '1234 ms')
+    """
+    return f"{value:#.3g}".rstrip(".") + " ms" if value < 1000 else f"{value:.0f} ms"
+
+
+def format_bytes(value: float) -> str:
+    """Bytes in the unit that suits.
+
+    >>> format_bytes(512), format_bytes(316_000), format_bytes(8_900_000)
+    ('512 B', '309 KiB', '8.5 MiB')
+    """
+    if value < 1024:
+        return f"{value:.0f} B"
+    if value < 1000 * 1024:
+        return f"{value / 1024:.0f} KiB"
+    return f"{value / 1024**2:.1f} MiB" if value < 1000 * 1024**2 else f"{value / 1024**3:.1f} GiB"
+
+
+def format_interval(interval: tuple[float, float]) -> str:
+    """An interval of ratios.
+
+    >>> format_interval((0.461, 0.489))
+    '0.46–0.49'
+    """
+    return f"{interval[0]:.2f}–{interval[1]:.2f}"

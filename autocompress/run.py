@@ -1,0 +1,247 @@
+"""A run: a search that ended or still goes on, as its directory tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
+from autocompress.objective import Constraint, Direction
+from autocompress.point import Point, summarize
+from autocompress.record import Record
+from autocompress.report.table import Column, point_columns, point_row
+from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus
+from autocompress.serialization import write_atomically
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Run:
+    """A search on disk, finished or not; every property reads the directory anew.
+
+    Args:
+        path: The run directory.
+
+    Raises:
+        RunDirectoryError: If there is none at that path.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._directory = RunDirectory.open(self.path)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def config(self) -> RunConfig:
+        """What the search was asked to do."""
+        return self._directory.config
+
+    @property
+    def status(self) -> RunStatus:
+        """`running`, `complete`, `stopped`, `failed` or `interrupted`."""
+        beat = self._directory.heartbeat
+        if beat is not None:
+            return beat.status
+        return "running" if self._directory.is_locked() else "interrupted"
+
+    @property
+    def was_cancelled(self) -> bool:
+        """True if the last process that searched here was told twice to stop."""
+        beat = self._directory.heartbeat
+        return beat is not None and beat.reason == CANCELLED
+
+    @property
+    def baseline(self) -> Point | None:
+        """The user's model as it was, or None before it is measured."""
+        return self._directory.points()[0]
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The front, best first by the first objective."""
+        return self._directory.points()[1]
+
+    @property
+    def front(self) -> pandas.DataFrame:
+        """The front as a table, a row a model."""
+        import pandas
+
+        return pandas.DataFrame([point_row(point) for point in self.points])
+
+    @property
+    def trials(self) -> pandas.DataFrame:
+        """All finished trials as a table, in the order they ended."""
+        import pandas
+
+        return pandas.DataFrame([_trial_row(record) for record in self._directory.records()])
+
+    def pick(
+        self,
+        where: str | Sequence[str] | None = None,
+        best: str | None = None,
+        output: str | Path | None = None,
+    ) -> Point:
+        """Choose one model of the front.
+
+        Args:
+            where: What it must obey: `latency_ms<=2`, `accuracy>=baseline-1%`, `size_bytes<=0.5x`; several as a
+                sequence or joined by commas.
+            best: The value that decides among those left; by default the first objective of the search.
+            output: Where to copy the ONNX file, with the plan beside it as JSON; or a folder that exists.
+
+        Returns:
+            The point; with `output` its `file` and `plan` are the copies.
+
+        Raises:
+            InvalidInput: If no model fits (names the nearest), a name is unknown, or another file is in the way.
+        """
+        baseline, points = self._directory.points()
+        if baseline is None or not points:
+            raise InvalidInput(f"run {self.path}: the front is empty so far; wait for the first trials")
+        known = [name for name in baseline.values() if all(name in point.values() for point in points)]
+        constraints = tuple(_constraint(text, known) for text in _texts(where))
+        fitting = [point for point in points if _miss(point, baseline, constraints) is None]
+        if not fitting:
+            raise InvalidInput(_nothing_fits(points, baseline, constraints))
+        chosen = self._best(fitting, best, known)
+        return chosen if output is None else self._copy(chosen, Path(output))
+
+    def report(self, output: str | Path | None = None) -> Path:
+        """Write the report, one HTML page that needs nothing else; by default `report.html` in the run directory."""
+        from autocompress.report import write_report
+
+        return write_report(self._directory, Path(output) if output is not None else self.path / "report.html")
+
+    def as_json(self) -> dict[str, Any]:
+        """The run as `autocompress show RUN --format json` prints it: a stable contract for scripts."""
+        config, beat = self.config, self._directory.heartbeat
+        baseline, front = self._directory.points()
+        statuses = [record.status for record in self._directory.records() if record.number > 0]
+        return {
+            "task": config.task,
+            "status": self.status,
+            "budget_s": config.budget_s,
+            "elapsed_s": beat.elapsed_s if beat else 0.0,
+            "trials": {status: statuses.count(status) for status in ("complete", "screened", "failed")},
+            "baseline": baseline.as_json() if baseline else None,
+            "front": [point.as_json() for point in front],
+        }
+
+    def columns(self) -> tuple[Column, ...]:
+        """The columns that a table of the front has."""
+        config = self.config
+        return point_columns(self.points, config.metric, config.is_percentage)
+
+    def _repr_html_(self) -> str:
+        from autocompress.report.page import front_html
+
+        return front_html(self._directory)
+
+    def _best(self, points: Sequence[Point], best: str | None, known: Sequence[str]) -> Point:
+        name = best or self.config.objectives[0].name
+        if name not in known:
+            raise _unknown("value to be best in", name, known)
+        sign = -1.0 if self._direction(name) == "maximize" else 1.0
+        return min(points, key=lambda point: (sign * point.values()[name], point.latency_ratio, point.size_bytes))
+
+    def _direction(self, name: str) -> Direction:
+        return self.config.direction if name.removeprefix("test_") == self.config.metric else "minimize"
+
+    def _copy(self, point: Point, output: Path) -> Point:
+        file = output / f"{point.name}.onnx" if output.is_dir() else output
+        if file.suffix != ".onnx":
+            raise InvalidInput(f"output {output}: expected a file name that ends in .onnx, or a folder that exists")
+        record = next(record for record in self._directory.records() if record.number == point.number)
+        assert record.artifact is not None, "points have an artifact"
+        plan = file.with_suffix(".json")
+        copies = {file: self._content(record.artifact.path), plan: record.plan.to_json().encode()}
+        for target, content in copies.items():
+            _refuse_overwriting(target, content)
+        for target, content in copies.items():
+            _write(target, content)
+        return replace(point, file=str(file), plan=str(plan))
+
+    def _content(self, artifact: str) -> bytes:
+        try:
+            return (self.path / artifact).read_bytes()
+        except OSError as error:
+            raise RunDirectoryError(
+                f"{self.path / artifact}: can't be read: {error.strerror}; restore it, or make the model again from "
+                "its plan with `autocompress apply`"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Miss:
+    """The constraint that a point breaks worst."""
+
+    constraint: Constraint
+    violation: float
+
+
+def _miss(point: Point, baseline: Point, constraints: Sequence[Constraint]) -> _Miss | None:
+    misses = [_Miss(c, c.violation(point.values(), baseline.values())) for c in constraints]
+    return max((miss for miss in misses if miss.violation > 0), key=lambda miss: miss.violation, default=None)
+
+
+def _nothing_fits(points: Sequence[Point], baseline: Point, constraints: Sequence[Constraint]) -> str:
+    misses = [(point, miss) for point in points if (miss := _miss(point, baseline, constraints)) is not None]
+    nearest = sorted(misses, key=lambda pair: pair[1].violation)[:3]
+    listing = ", ".join(
+        f"{point.name} ({miss.constraint.name} {point.values()[miss.constraint.name]:.4g}, "
+        f"wanted {miss.constraint.operator} {miss.constraint.bound(baseline.values()):.4g})"
+        for point, miss in nearest
+    )
+    wanted = ", ".join(str(constraint) for constraint in constraints)
+    return f"none of the {len(points)} models of the front has {wanted}; widen it. Nearest: {listing}"
+
+
+def _texts(where: str | Sequence[str] | None) -> tuple[str, ...]:
+    given = (where,) if isinstance(where, str) else where or ()
+    return tuple(text for part in given for text in part.split(",") if text.strip())
+
+
+def _constraint(text: str, known: Sequence[str]) -> Constraint:
+    constraint = Constraint.parse(text)
+    if constraint.name not in known:
+        raise _unknown("value in a constraint", constraint.name, known)
+    return constraint
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidInput:
+    if name.startswith("test_") and name.removeprefix("test_") in known:
+        return InvalidInput(
+            f"{kind} {name!r}: there are no test scores; they come at the end of a search whose task has test data"
+        )
+    return UnknownName(kind, name, known)
+
+
+def _refuse_overwriting(target: Path, content: bytes) -> None:
+    if target.exists() and (not target.is_file() or target.read_bytes() != content):
+        raise InvalidInput(f"output {target}: exists already with other content; give another name or remove it")
+
+
+def _write(target: Path, content: bytes) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content)
+    except OSError as error:
+        raise InvalidInput(f"output {target}: can't be written: {error.strerror}; give another place") from error
+
+
+def _trial_row(record: Record) -> dict[str, Any]:
+    return {
+        "number": record.number,
+        "name": summarize(record.plan),
+        "status": record.status,
+        "reason": record.reason,
+        "source": record.trial.proposal.source,
+        **record.values,
+        "fidelity": record.trial.fidelity,
+        "seconds": record.elapsed_s,
+        "notes": "; ".join(record.notes),
+    }

@@ -1,0 +1,492 @@
+"""The run directory: the whole state of a search on disk, readable by anyone, written by one process."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import ConfigDict
+
+from autocompress.errors import InvalidInput, RunDirectoryError, one_line
+from autocompress.objective import Constraint, Direction, Objective
+from autocompress.point import Point, confirmed, current_front, make_point
+from autocompress.profile import HardwareProfile
+from autocompress.record import Confirmation, Record
+from autocompress.serialization import dumps, from_data, from_json, to_json, write_atomically
+from autocompress.space import SearchSpace
+
+T = TypeVar("T")
+RunStatus = Literal["running", "complete", "stopped", "failed", "interrupted"]
+
+SILENCE_S = 60.0
+"""Seconds without a sign of life after which a search counts as dead, where its lock can't be tried."""
+
+CANCELLED = "cancelled"
+"""The reason in the last sign of life of a search that was told twice to stop."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a search was asked to do, as resolved; the file `run.json`.
+
+    Args:
+        task: Name of the task.
+        task_reference: Where the task comes from; empty for one given as an object.
+        metric: Name of its metric.
+        is_percentage: True if the metric is a share in [0, 1].
+        direction: Whether more or less of the metric is better.
+        fingerprints: Digests of model, data and metric; a resumed search must have the same.
+        space: The space with nothing left to resolve.
+        profile: The machine.
+        objectives, constraints: What is better, what is allowed.
+        strategy: Name of the search strategy.
+        budget_s: Seconds of wall time over all resumes, or None.
+        trials: Limit on trials over all resumes, or None.
+        workers: Trials at the same time.
+        seed: For everything random.
+        versions: Package name to version.
+        machine: Host name.
+        created: UTC time in ISO 8601.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    task: str
+    task_reference: str
+    metric: str
+    is_percentage: bool
+    direction: Direction
+    fingerprints: Mapping[str, str]
+    space: SearchSpace
+    profile: HardwareProfile
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    strategy: str
+    budget_s: float | None
+    trials: int | None
+    workers: int
+    seed: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: str = ""
+    created: str = ""
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """How far a search got; the file `heartbeat.json`, rewritten every second or so.
+
+    Args:
+        status: "running" while a process holds the lock.
+        elapsed_s: Wall time spent over all resumes.
+        pid, host: The process that wrote it.
+        updated: Seconds since the epoch.
+        reason: Why the search ended.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    status: RunStatus
+    elapsed_s: float
+    pid: int
+    host: str
+    updated: float
+    reason: str = ""
+
+
+class RunDirectory:
+    """One search on disk.
+
+    `run.json` the configuration · `records.jsonl` one line a finished trial or confirmation, appended and synced ·
+    `heartbeat.json` time spent and status · `artifacts/` model files by the digest of their plan · `front/` the
+    current front · `study.journal` Optuna's own view · `report.html` · `log.txt`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._made: tuple[Path, ...] = ()
+        self._read: tuple[tuple[int, int], tuple[Record | Confirmation, ...]] | None = None
+
+    @staticmethod
+    def require_free(path: Path) -> None:
+        """Refuse a path that a new search can't have.
+
+        Raises:
+            RunDirectoryError: If it is a file, or a folder that holds anything.
+        """
+        if path.exists() and not path.is_dir():
+            raise RunDirectoryError(f"output {path}: is a file; give a folder that does not exist yet")
+        if (path / "run.json").exists():
+            raise RunDirectoryError(
+                f"output {path}: holds a search already; go on with it by --resume {path}, or give another folder"
+            )
+        if path.is_dir() and any(path.iterdir()):
+            raise RunDirectoryError(f"output {path}: is not empty; give a folder that does not exist yet")
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """Make a new, empty run directory.
+
+        Raises:
+            RunDirectoryError: If the folder holds anything already, or can't be written.
+        """
+        cls.require_free(path)
+        directory = cls(path)
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            (path / "artifacts").mkdir(parents=True)
+            directory._made = tuple(made)
+            (path / "front").mkdir()
+        except FileExistsError:
+            raise RunDirectoryError(
+                f"output {path}: another search has just begun there; give another folder"
+            ) from None
+        except OSError as error:
+            _remove_empty(made)
+            raise RunDirectoryError(
+                f"output {path}: can't be written: {error.strerror}; give another folder"
+            ) from error
+        return directory
+
+    def discard(self) -> None:
+        """Leave everything as it was before the folder was made for a search that never began.
+
+        Only the process that made the folder may call it.
+        """
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        _remove_empty(self._made)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """A run directory that exists.
+
+        Raises:
+            RunDirectoryError: If there is none at that path.
+        """
+        if not (path / "run.json").is_file():
+            what = "no such folder" if not path.exists() else "no run.json in it, so it is no run directory"
+            raise RunDirectoryError(f"run {path}: {what}; expected a folder that `autocompress search` wrote")
+        return cls(path)
+
+    # -- configuration and state ---------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> RunConfig:
+        """What the search was asked to do.
+
+        Raises:
+            RunDirectoryError: If `run.json` is damaged.
+        """
+        return _read(self.path / "run.json", RunConfig)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write `run.json`."""
+        with self._writing():
+            write_atomically(self.path / "run.json", to_json(config, indent=2))
+
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        """The last sign of life, with the status "interrupted" where a process died without a word."""
+        path = self.path / "heartbeat.json"
+        if not path.is_file():
+            return None
+        try:
+            beat = _read(path, Heartbeat)
+        except RunDirectoryError as error:  # the records tell the time as well
+            return Heartbeat("interrupted", 0.0, 0, "", 0.0, str(error))
+        if beat.status == "running" and not self.is_locked():
+            return Heartbeat("interrupted", beat.elapsed_s, beat.pid, beat.host, beat.updated, "the process died")
+        return beat
+
+    def beat(self, status: RunStatus, elapsed_s: float, reason: str = "") -> None:
+        """Write a sign of life."""
+        beat = Heartbeat(status, elapsed_s, os.getpid(), socket.gethostname(), time.time(), reason)
+        with self._writing():
+            write_atomically(self.path / "heartbeat.json", to_json(beat))
+
+    # -- lock ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory alone; the lock falls with the process, however it ends.
+
+        Raises:
+            RunDirectoryError: If another process holds it; says which.
+        """
+        lock = FileLock(self.path / "run.lock", timeout=1)  # `show` holds it for an instant to see whether it is held
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunDirectoryError(f"run {self.path}: {self._owner()} is searching there; wait or stop it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_locked(self) -> bool:
+        """True while some process holds the directory; whoever may not write there judges by its heartbeat."""
+        if not os.access(self.path, os.W_OK):
+            beat = _read(self.path / "heartbeat.json", Heartbeat)
+            return time.time() - beat.updated < SILENCE_S
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            with lock:
+                return False
+        except Timeout:
+            return True
+
+    def _owner(self) -> str:
+        path = self.path / "heartbeat.json"
+        if not path.is_file():
+            return "another process"
+        beat = _read(path, Heartbeat)
+        return f"process {beat.pid} on {beat.host} (last sign of life {time.time() - beat.updated:.0f} s ago)"
+
+    # -- records -------------------------------------------------------------------------------------------------
+
+    def append(self, line: Record | Confirmation) -> None:
+        """Add a finished trial or a confirmation; it is on disk when this returns.
+
+        Raises:
+            RunDirectoryError: If the disk is full or the folder can't be written.
+        """
+        with self._writing(), (self.path / "records.jsonl").open("ab") as file:
+            file.write(to_json(line).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self) -> tuple[Record | Confirmation, ...]:
+        """All lines of `records.jsonl`; a last line cut short by a crash is left out.
+
+        Raises:
+            RunDirectoryError: If another line is damaged; says which.
+        """
+        path = self.path / "records.jsonl"
+        if not path.is_file():
+            return ()
+        state = path.stat()
+        key = (state.st_mtime_ns, state.st_size)
+        if self._read is None or self._read[0] != key:
+            self._read = key, _parse_lines(path)
+        return self._read[1]
+
+    def repair(self) -> int:
+        """Set a last line that a crash cut short aside, so that appending is safe; returns its bytes.
+
+        The cut line is kept in `records.jsonl.torn`.
+        """
+        path = self.path / "records.jsonl"
+        if not path.is_file():
+            return 0
+        content = path.read_bytes()
+        whole = sum(len(line) + 1 for line in content.split(b"\n")[:-1])
+        last = content[:whole].rstrip(b"\n").rsplit(b"\n", 1)[-1]
+        if whole == len(content) and last.strip() and not _is_whole(last):
+            whole -= len(last) + 1
+        torn = content[whole:]
+        if not torn:
+            return 0
+        if _is_whole(torn):
+            with path.open("ab") as file:
+                file.write(b"\n")
+            return 0
+        with (self.path / "records.jsonl.torn").open("ab") as file:
+            file.write(torn.rstrip(b"\n") + b"\n")
+        write_atomically(path, content[:whole])
+        return len(torn)
+
+    def records(self) -> tuple[Record, ...]:
+        """The finished trials in the order they ended, each number once."""
+        by_number: dict[int, Record] = {}
+        for line in self.lines():
+            if isinstance(line, Record):
+                by_number.setdefault(line.number, line)
+        return tuple(by_number.values())
+
+    def confirmations(self) -> tuple[Confirmation, ...]:
+        """The confirmations in the order they were made."""
+        return tuple(line for line in self.lines() if isinstance(line, Confirmation))
+
+    @contextmanager
+    def disk_watched(self) -> Iterator[None]:
+        """Say that the disk is full where some part of the search finds it so.
+
+        Raises:
+            RunDirectoryError: In place of whatever was raised then.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, RunDirectoryError) or not is_disk_full(error):
+                raise
+            raise RunDirectoryError(
+                f"run {self.path}: can't be written: {one_line(error.__cause__ or error)}; make room, then search "
+                f"again or go on by --resume {self.path}"
+            ) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunDirectoryError(
+                f"run {self.path}: can't be written: {error.strerror or error}; make room or mend the rights, then go "
+                f"on by --resume {self.path}"
+            ) from error
+
+    # -- front ---------------------------------------------------------------------------------------------------
+
+    def points(self) -> tuple[Point | None, tuple[Point, ...]]:
+        """The baseline (None before it is measured) and the front, read from the records."""
+        lines = self.lines()
+        records = self.records()
+        confirmations = tuple(line for line in lines if isinstance(line, Confirmation))
+        return self._points(records, confirmations)
+
+    def _points(
+        self, records: Sequence[Record], confirmations: Sequence[Confirmation]
+    ) -> tuple[Point | None, tuple[Point, ...]]:
+        config = self.config
+        final = {record.number: record for record in confirmed(records, confirmations)}
+        if 0 not in final or final[0].status != "complete":
+            return None, ()
+        front = current_front(records, confirmations, config.objectives, config.constraints)
+        baseline = final[0]
+
+        def point(record: Record) -> Point:
+            return make_point(record, baseline, confirmations, config.metric, self.path / "front")
+
+        return point(baseline), tuple(point(record) for record in front)
+
+    def write_front(
+        self, records: Sequence[Record], confirmations: Sequence[Confirmation]
+    ) -> tuple[Point | None, tuple[Point, ...]]:
+        """Bring `front/` up to date; at any moment every file that `front.json` names is there, whole.
+
+        Returns:
+            The baseline and the front.
+        """
+        baseline, front = self._points(records, confirmations)
+        if baseline is not None:
+            with self._writing():
+                self._place_front(records, baseline, front)
+        return baseline, front
+
+    def _place_front(self, records: Sequence[Record], baseline: Point, front: tuple[Point, ...]) -> None:
+        folder = self.path / "front"
+        folder.mkdir(exist_ok=True)
+        by_number = {record.number: record for record in records}
+        wanted = {"front.json", "front.csv"}
+        for point in (baseline, *front):
+            record = by_number[point.number]
+            assert record.artifact is not None, "complete records have an artifact"
+            _place(self.path / record.artifact.path, Path(point.file))
+            write_atomically(Path(point.plan), record.plan.to_json())
+            wanted |= {Path(point.file).name, Path(point.plan).name}
+        names = {"baseline": _inside(baseline).as_json(), "front": [_inside(point).as_json() for point in front]}
+        write_atomically(folder / "front.json", dumps(names, indent=2))
+        write_atomically(folder / "front.csv", _csv([_inside(point) for point in front]))
+        for path in folder.iterdir():
+            if path.name not in wanted and not path.name.startswith("."):
+                path.unlink()
+
+    def log(self, message: str) -> None:
+        """Add a line with the time to `log.txt`."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {message}\n")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, innermost first, as far as they are there and empty."""
+    with suppress(OSError):  # another search may have used the folder above meanwhile
+        for folder in folders:
+            if folder.is_dir():
+                folder.rmdir()
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True if an error of any library is that nothing can be written: no room, none allowed, or read-only."""
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    try:
+        return from_json(kind, path.read_text(encoding="utf-8"))
+    except (OSError, InvalidInput, UnicodeDecodeError) as error:
+        raise RunDirectoryError(f"{path}: damaged: {error}; restore the file or start a new search") from error
+
+
+def _parse_lines(path: Path) -> tuple[Record | Confirmation, ...]:
+    raw = path.read_bytes().split(b"\n")
+    found: list[Record | Confirmation] = []
+    for number, line in enumerate(raw, start=1):
+        if not line.strip():
+            continue
+        try:
+            found.append(_parse_line(line))
+        except InvalidInput as error:
+            if all(not rest.strip() for rest in raw[number:]):
+                break
+            raise RunDirectoryError(
+                f"{path}: line {number} is damaged ({error}); restore the file or delete that line, the search "
+                "then repeats that trial"
+            ) from error
+    return tuple(found)
+
+
+def _parse_line(line: bytes) -> Record | Confirmation:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise InvalidInput(f"not valid JSON: {error}") from error
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind == "confirmation":
+        return from_data(Confirmation, data)
+    return from_data(Record, data)
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        _parse_line(line)
+    except InvalidInput:
+        return False
+    return True
+
+
+def _place(source: Path, target: Path) -> None:
+    """Give a file a second name; a copy where the file system knows no hard links."""
+    if target.exists():
+        return
+    temporary = target.with_name(f".{target.name}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
+
+
+def _inside(point: Point) -> Point:
+    """The point with files relative to `front/`, so that a run directory can be moved."""
+    return replace(point, file=Path(point.file).name, plan=Path(point.plan).name)
+
+
+def _csv(front: Sequence[Point]) -> str:
+    rows = [{"name": point.name, "file": point.file, **point.values()} for point in front]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

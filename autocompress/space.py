@@ -1,0 +1,225 @@
+"""The search space: what may be tried, as data, and the knobs through which it is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from autocompress.errors import InvalidInput
+from autocompress.plan import ORIGINAL, Recovery, Scalar
+from autocompress.resources import find_yaml
+from autocompress.serialization import digest, from_data, read_yaml
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values; the first is the neutral one, which leaves the layer alone."""
+
+    options: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True)
+class Float:
+    """A number in [low, high], in steps if `step` is given; `low` is the neutral one."""
+
+    low: float
+    high: float
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number in [low, high]; `low` is the neutral one."""
+
+    low: int
+    high: int
+    step: int = 1
+
+
+Knob = Choice | Float | Int
+Suggest = Callable[[str, Knob], Scalar]
+"""Answers a knob by its path, for example `original/channel_pruning/conv1/pruning_ratio`."""
+
+
+def neutral(knob: Knob) -> Scalar:
+    """The value of a knob that leaves its layer as it is."""
+    return knob.options[0] if isinstance(knob, Choice) else knob.low
+
+
+@dataclass(frozen=True)
+class MethodSpace:
+    """What one method may do.
+
+    Args:
+        parameters: Parameter name to the values that may be tried, for example `{"pruning_ratio": (0, 0.25, 0.5)}`.
+        layers: Patterns of layer names the method may touch (`*` and `?` as in file names).
+        exclude: Patterns of layer names it must not touch.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    parameters: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
+    layers: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+
+    def admits(self, layer: str) -> bool:
+        """True if the method may touch the layer of that name."""
+        return _matches(layer, self.layers) and not _matches(layer, self.exclude)
+
+
+MOST_STUDENT_FACTOR = 2.0
+"""Smaller students are trained longer by at most this factor."""
+
+
+@dataclass(frozen=True)
+class RecoverySpace:
+    """How compressed models are fine-tuned.
+
+    Args:
+        epochs: Passes over the training data for models that keep the original's weights, or "auto": as many as let
+            about 40 trials fit into the budget.
+        student_epochs: The same for students, which start from fresh weights. Smaller students, whose epochs take
+            less time, get more of them in proportion, up to twice as many.
+        learning_rate: Peak learning rate for models that keep the original's weights.
+        student_learning_rate: Peak learning rate for students.
+        temperature, alpha: As in `Recovery`.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    epochs: int | Literal["auto"] = "auto"
+    student_epochs: int | Literal["auto"] = "auto"
+    learning_rate: float = 0.003
+    student_learning_rate: float = 0.01
+    temperature: float = 2.0
+    alpha: float = 0.5
+
+    def resolve(self, macs_share: float | None = None) -> Recovery:
+        """The recovery of one plan; the epochs must be numbers by now.
+
+        Args:
+            macs_share: MACs of a student over those of the original; None for the original itself.
+        """
+        epochs, rate = self.epochs, self.learning_rate
+        if macs_share is not None:
+            epochs, rate = self.student_epochs, self.student_learning_rate
+        assert isinstance(epochs, int), "epochs are resolved before the first plan is made"
+        longer = 1.0 if macs_share is None else min(MOST_STUDENT_FACTOR, max(1.0, 1 / max(macs_share, 1e-9)))
+        return Recovery(
+            epochs=round(longer * epochs), learning_rate=rate, temperature=self.temperature, alpha=self.alpha
+        )
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Methods and their choices, architectures, recovery, and the uniform policies tried first.
+
+    Args:
+        methods: Method name to what it may do.
+        widths: Widths of the students made from the original, each in (0, 1); a student of width 0.5 has half the
+            channels in every layer and fresh weights.
+        students: True to include the students that the task names.
+        recovery: How every compressed model is fine-tuned.
+        policies: Settings tried first, the same for all layers: `method/parameter` to value, and `architecture`.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    name: str
+    description: str = ""
+    methods: Mapping[str, MethodSpace] = field(default_factory=dict)
+    widths: tuple[float, ...] = ()
+    students: bool = True
+    recovery: RecoverySpace = field(default_factory=RecoverySpace)
+    policies: tuple[Mapping[str, Scalar], ...] = ()
+
+    def __post_init__(self) -> None:
+        for width in self.widths:
+            if not 0 < width < 1:
+                raise InvalidInput(f"search space {self.name!r}: width {width}: expected a number between 0 and 1")
+        for policy in self.policies:
+            for key in policy:
+                self._check_policy_key(key)
+
+    def _check_policy_key(self, key: str) -> None:
+        if key == "architecture":
+            return
+        method, _, parameter = key.partition("/")
+        if method not in self.methods:
+            raise InvalidInput(
+                f"search space {self.name!r}: policy key {key!r}: expected architecture or METHOD/PARAMETER "
+                f"with a method of this space ({', '.join(sorted(self.methods))})"
+            )
+        if not parameter:
+            raise InvalidInput(f"search space {self.name!r}: policy key {key!r}: expected METHOD/PARAMETER")
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with anything that is searched."""
+        return digest(self)
+
+
+def load_space(name: str) -> SearchSpace:
+    """A shipped search space by name, or the user's own by the path of its YAML file.
+
+    Raises:
+        UnknownName: If no shipped space has that name.
+        InvalidInput: If the file is missing, no YAML, or holds an unknown key or a wrong value.
+    """
+    path = find_yaml("search_spaces", name, "search space")
+    data: Any = read_yaml(path)
+    if not isinstance(data, dict):
+        raise InvalidInput(f"{path}: expected a mapping with the keys name, methods, …; found {type(data).__name__}")
+    return from_data(SearchSpace, {"name": Path(path).stem} | data, source=str(path))
+
+
+def width_name(width: float) -> str:
+    """The architecture name of a student made from the original, `width_0.5`."""
+    return f"width_{width:g}"
+
+
+def parse_width(architecture: str) -> float | None:
+    """The width in a name like `width_0.5`, or None for other names."""
+    prefix, _, number = architecture.partition("width_")
+    if prefix or not number:
+        return None
+    try:
+        return float(number)
+    except ValueError:
+        return None
+
+
+def policy_suggest(policy: Mapping[str, Scalar]) -> Suggest:
+    """Answers every knob as the policy says, the same for all layers; the neutral value where it says nothing.
+
+    Where a knob does not offer a number, the nearest it offers is taken (channel counts are rounded, so layers offer
+    different ratios); where it does not offer a word, the neutral value.
+    """
+
+    def suggest(name: str, knob: Knob) -> Scalar:
+        if name == "architecture":
+            wanted: Scalar | None = policy.get("architecture", ORIGINAL)
+        else:
+            _, method, *_, parameter = name.split("/")
+            wanted = policy.get(f"{method}/{parameter}")
+        return neutral(knob) if wanted is None else _nearest(knob, wanted)
+
+    return suggest
+
+
+def _nearest(knob: Knob, value: Scalar) -> Scalar:
+    """The value a knob offers that is nearest to the wanted one; of two equally near the larger."""
+    if not isinstance(knob, Choice):
+        return min(max(value, knob.low), knob.high) if isinstance(value, int | float) else knob.low
+    if value in knob.options:
+        return value
+    numbers = [option for option in knob.options if isinstance(option, int | float)]
+    if isinstance(value, str) or not numbers:
+        return neutral(knob)
+    return min(numbers, key=lambda number: (abs(number - value), -number))
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,0 +1,149 @@
+"""What a worker process is asked to do; every function here travels by its name, its arguments by pickle.
+
+The driver imports this module only for the names, so torch and what needs it are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autocompress.graph.view import LayerView
+from autocompress.measurement import Measurement
+from autocompress.profile import HardwareProfile
+from autocompress.record import Record, Trial
+from autocompress.screen import Screen
+from autocompress.serialization import from_json, to_json
+from autocompress.space import SearchSpace
+from autocompress.task_source import TaskSource
+
+if TYPE_CHECKING:
+    from autocompress.pipeline import Workbench
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Task, machine and run directory of a search, small enough to go with every call."""
+
+    source: TaskSource
+    profile: HardwareProfile
+    directory: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the driver has to know of a task.
+
+    Args:
+        task: Its name.
+        metric: Name of its metric.
+        maximize: True if more of it is better.
+        is_percentage: True if it is a share in [0, 1].
+        fingerprints: Digests of model, data and metric.
+        students: Names of the task's own students.
+    """
+
+    task: str
+    metric: str
+    maximize: bool
+    is_percentage: bool
+    fingerprints: Mapping[str, str]
+    students: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What can be searched on a task.
+
+    Args:
+        models: Architecture name to its layers.
+        refused: Architecture name to why it can't be built.
+        epoch_s: Seconds of one epoch of recovery of the original.
+    """
+
+    models: Mapping[str, LayerView]
+    refused: Mapping[str, str]
+    epoch_s: float
+
+
+def describe(source: TaskSource, space: SearchSpace) -> Description:
+    """Load a task and say what it is; refuse a space that can't be searched on it.
+
+    Raises:
+        InvalidInput: If the task, its data or the space are malformed.
+        TaskFailed: If the user's code raises.
+    """
+    from autocompress.planner import architectures, check_space
+
+    task = source.load()
+    check_space(space, architectures(space, tuple(task.students)))
+    metric = task.the_metric
+    return Description(
+        task=task.name,
+        metric=metric.name,
+        maximize=metric.direction == "maximize",
+        is_percentage=metric.is_percentage,
+        fingerprints=task.fingerprint(),
+        students=tuple(task.students),
+    )
+
+
+def survey(assignment: Assignment, space: SearchSpace) -> Survey:
+    """The layers of every architecture of a space, and the time of an epoch."""
+    from autocompress.pipeline import survey_architectures
+    from autocompress.recovery import epoch_seconds
+
+    bench = _bench(assignment)
+    models, refused = survey_architectures(bench, space)
+    return Survey(models, refused, epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss))
+
+
+def warm_up(assignment: Assignment) -> None:
+    """Load torch, the task and its data, so that the first trial finds them."""
+    bench = _bench(assignment)
+    next(bench.lessons.epoch(0))
+
+
+def run_baseline(assignment: Assignment, trial: Trial) -> Record:
+    """Export, score and measure the original; errors are raised, since without a baseline there is no search."""
+    from autocompress import pipeline
+
+    return pipeline.run_baseline(trial, _bench(assignment))
+
+
+def run(assignment: Assignment, trial: Trial, screen: Screen) -> Record:
+    """Carry out a trial."""
+    from autocompress.pipeline import run_trial
+
+    return run_trial(trial, _bench(assignment), screen)
+
+
+def test_score(assignment: Assignment, record: Record) -> dict[str, float]:
+    """Score a finished model on the test split."""
+    from autocompress.pipeline import score_test
+
+    return score_test(record, _bench(assignment))
+
+
+def measure_together(
+    assignment: Assignment, records: tuple[Record, ...], baseline_latency_ms: float, max_cpu_s: float
+) -> tuple[tuple[int, Measurement, dict[str, float]], ...]:
+    """Measure finished models again, all in one process."""
+    from autocompress.pipeline import remeasure
+
+    return remeasure(records, _bench(assignment), baseline_latency_ms, max_cpu_s)
+
+
+@lru_cache(maxsize=2)
+def _bench_of(source: TaskSource, profile_json: str, directory: str) -> Workbench:
+    from autocompress.pipeline import Workbench
+
+    return Workbench(source.load(), from_json(HardwareProfile, profile_json), Path(directory))
+
+
+def _bench(assignment: Assignment) -> Workbench:
+    """The workbench of an assignment, kept warm between calls."""
+    return _bench_of(assignment.source, to_json(assignment.profile), assignment.directory)

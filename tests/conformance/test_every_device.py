@@ -1,0 +1,122 @@
+"""What holds for every device in the registry."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from autocompress.artifact import Artifact
+from autocompress.devices import DEVICES, Device, open_device
+from autocompress.errors import MeasurementError
+from autocompress.measurement import Measurement
+from autocompress.profile import HardwareProfile, Protocol
+from autocompress.serialization import from_json, to_json
+
+QUICK = Protocol(warmup_runs=1, block_ms=1.0, min_cpu_s=0.02, max_cpu_s=0.05, interval=0.5)
+EXAMPLES = (np.ones((1, 64), np.float32),)
+
+
+def mlp(path: Path, width: int) -> Artifact:
+    """Two linear layers, 64 to `width` to 10, with a batch dimension of any size."""
+    rng = np.random.default_rng(width)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((64, width), (width, 10))]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w1"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(weight, f"w{index}") for index, weight in enumerate(weights)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return Artifact.of(path)
+
+
+@pytest.fixture(scope="module", params=list(DEVICES))
+def device(request: pytest.FixtureRequest) -> Device:
+    return open_device(HardwareProfile(name="conformance", device=request.param, protocol=QUICK))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """A small model, a big one, and a copy of the small one."""
+    folder = tmp_path_factory.mktemp("models")
+    small, big = mlp(folder / "small.onnx", 16), mlp(folder / "big.onnx", 4096)
+    copy = Path(shutil.copy(small.path, folder / "copy.onnx"))
+    return {"small": small, "big": big, "copy": Artifact.of(copy)}
+
+
+@pytest.fixture(scope="module")
+def measured(device: Device, models: dict[str, Artifact]) -> dict[str, Measurement]:
+    """All models with the small one as the reference."""
+    measurements = device.measure(list(models.values()), models["small"], examples=EXAMPLES)
+    return dict(zip(models, measurements, strict=True))
+
+
+def test_more_work_takes_longer_and_more_memory(measured: dict[str, Measurement]) -> None:
+    assert measured["big"].latency_ms > measured["small"].latency_ms
+    assert measured["big"].latency_ratio > 1
+    assert measured["big"].peak_memory_bytes > measured["small"].peak_memory_bytes
+
+
+def test_the_reference_relative_to_itself_is_one(measured: dict[str, Measurement]) -> None:
+    assert measured["small"].latency_ratio == 1
+
+
+def test_files_of_equal_bytes_share_one_measurement(measured: dict[str, Measurement]) -> None:
+    assert measured["copy"] == measured["small"]
+
+
+def test_the_ratio_lies_in_its_interval(measured: dict[str, Measurement]) -> None:
+    for measurement in measured.values():
+        low, high = measurement.latency_ratio_interval
+        assert 0 < low <= measurement.latency_ratio <= high
+
+
+def test_samples_protocol_and_machine_are_kept(measured: dict[str, Measurement]) -> None:
+    for measurement in measured.values():
+        assert measurement.samples is not None
+        assert measurement.samples.cpu_ms
+        assert measurement.reference_samples == measured["small"].samples
+        assert measurement.protocol == QUICK
+        assert measurement.machine
+
+
+def test_nodes_are_counted_and_none_of_a_float_model_is_integer(measured: dict[str, Measurement]) -> None:
+    assert all(one.nodes > 0 and one.integer_nodes == 0 for one in measured.values())
+
+
+def test_a_measurement_survives_json(measured: dict[str, Measurement]) -> None:
+    for measurement in measured.values():
+        assert from_json(Measurement, to_json(measurement)) == measurement
+
+
+def test_measuring_leaves_the_file_as_it_is(measured: dict[str, Measurement], models: dict[str, Artifact]) -> None:
+    assert measured
+    assert all(Artifact.of(Path(model.path)) == model for model in models.values())
+
+
+def test_a_file_that_is_no_model_is_a_measurement_error_that_names_it(
+    device: Device, models: dict[str, Artifact], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"this is no model")
+    with pytest.raises(MeasurementError, match=r"broken\.onnx"):
+        device.measure([Artifact.of(broken)], models["small"], examples=EXAMPLES)
+
+
+@pytest.mark.parametrize("examples", [(), (*EXAMPLES, *EXAMPLES), (np.ones((1, 3), np.float32),)])
+def test_examples_that_do_not_fit_are_a_measurement_error(
+    device: Device, models: dict[str, Artifact], examples: tuple[np.ndarray, ...]
+) -> None:
+    with pytest.raises(MeasurementError, match=r"small\.onnx"):
+        device.measure([], models["small"], examples=examples)

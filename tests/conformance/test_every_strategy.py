@@ -1,0 +1,156 @@
+"""Laws that every search strategy keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autocompress.graph.view import ChannelGroup, Layer, LayerView
+from autocompress.objective import Constraint, make_objectives
+from autocompress.plan import Plan
+from autocompress.planner import planner, policy_plans
+from autocompress.profile import HardwareProfile
+from autocompress.record import Proposal, Record, Trial
+from autocompress.space import MethodSpace, RecoverySpace, SearchSpace
+from autocompress.strategies import STRATEGIES, SearchStrategy
+from autocompress.strategies._base import Problem
+
+PROFILE = HardwareProfile("test", kernels={"conv": ("int8",), "linear": ("int8", "dynamic_int8")})
+POLICIES = (
+    {"quantization/precision": "int8"},
+    {"channel_pruning/pruning_ratio": 0.5, "quantization/precision": "int8"},
+)
+
+
+def view(architecture: str, layers: int) -> LayerView:
+    names = [f"conv{index}" for index in range(layers)]
+    return LayerView(
+        architecture,
+        tuple(Layer(name, "conv", 1000, 100_000) for name in names),
+        tuple(ChannelGroup(name, (name,), 64) for name in names),
+    )
+
+
+def problem(folder: Path, *, seed: int = 0, layers: int = 6, policies: int = 2) -> Problem:
+    space = SearchSpace(
+        "test",
+        methods={
+            "channel_pruning": MethodSpace({"pruning_ratio": (0, 0.25, 0.5)}),
+            "quantization": MethodSpace({"precision": ("fp32", "int8")}),
+        },
+        widths=(0.5,),
+        recovery=RecoverySpace(epochs=1, student_epochs=2),
+        policies=POLICIES[:policies],
+    )
+    plan = planner(space, {"original": view("original", layers), "width_0.5": view("width_0.5", layers)}, PROFILE)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Problem(
+        plan=plan,
+        policies=policy_plans(space, plan),
+        objectives=make_objectives((), "accuracy", "maximize"),
+        constraints=(Constraint.parse("latency_ms<=0.9x"),),
+        seed=seed,
+        journal=folder / "study.journal",
+    )
+
+
+def result(trial: Trial) -> Record:
+    """A made-up outcome that depends on the plan alone; every seventh trial fails, every fifth is screened."""
+    if trial.number % 7 == 6:
+        return Record(trial, "failed", "made up")
+    if trial.number % 5 == 4:
+        return Record(trial, "screened", "made up")
+    work = int(trial.plan.digest[:6], 16) / 0xFFFFFF
+    values = {"accuracy": 0.5 + work / 2, "latency_ms": 1 - work / 2, "size_bytes": 1e5 * (1 + work)}
+    return Record(trial, "complete", values=values)
+
+
+BASELINE = Record(
+    Trial(0, Plan(), proposal=Proposal("baseline")),
+    "complete",
+    values={"accuracy": 0.9, "latency_ms": 1.0, "size_bytes": 2e5},
+)
+
+
+def go(strategy: SearchStrategy, count: int) -> list[Record]:
+    records = []
+    for _ in range(count):
+        trial = strategy.ask()
+        assert trial is not None
+        records.append(result(trial))
+        strategy.tell(records[-1])
+    return records
+
+
+@pytest.fixture(params=list(STRATEGIES))
+def kind(request: pytest.FixtureRequest) -> type[SearchStrategy]:
+    return STRATEGIES[request.param]
+
+
+def begun(kind: type[SearchStrategy], problem: Problem, records: tuple[Record, ...] = ()) -> SearchStrategy:
+    strategy = kind(problem)
+    for record in (BASELINE, *records):
+        strategy.tell(record)
+    return strategy
+
+
+def test_no_plan_is_proposed_twice(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    records = go(begun(kind, problem(tmp_path)), 40)
+    digests = [record.plan.digest for record in records]
+    assert len(set(digests)) == len(digests)
+    assert Plan().digest not in digests
+
+
+def test_numbers_count_from_one(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    assert [record.number for record in go(begun(kind, problem(tmp_path)), 5)] == [1, 2, 3, 4, 5]
+
+
+def test_uniform_policies_come_first(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    records = go(begun(kind, problem(tmp_path)), 3)
+    assert [record.trial.proposal.source for record in records] == ["policy", "policy", kind.name]
+    assert [step.method for step in records[0].plan.steps] == ["quantization"]
+
+
+def test_the_same_seed_gives_the_same_plans_in_the_same_order(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    first = go(begun(kind, problem(tmp_path / "a")), 25)
+    second = go(begun(kind, problem(tmp_path / "b")), 25)
+    assert [record.trial for record in first] == [record.trial for record in second]
+
+
+def test_another_seed_gives_other_plans(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    first = go(begun(kind, problem(tmp_path / "a", seed=0)), 10)
+    second = go(begun(kind, problem(tmp_path / "b", seed=1)), 10)
+    assert [record.plan for record in first] != [record.plan for record in second]
+
+
+def test_a_search_cut_short_goes_on_as_if_it_had_not_been(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    whole = go(begun(kind, problem(tmp_path / "a")), 45)
+    resumed = begun(kind, problem(tmp_path / "b"), tuple(whole[:30]))
+    assert [record.trial for record in go(resumed, 15)] == [record.trial for record in whole[30:]]
+
+
+def test_several_trials_may_run_at_once_and_end_in_any_order(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    strategy = begun(kind, problem(tmp_path))
+    trials = [strategy.ask() for _ in range(4)]
+    assert len({trial.plan.digest for trial in trials if trial}) == 4
+    for trial in reversed(trials):
+        assert trial is not None
+        strategy.tell(result(trial))
+    assert strategy.ask() is not None
+
+
+def test_a_spent_space_ends_the_search(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    strategy = begun(kind, problem(tmp_path, layers=1, policies=0))
+    proposed = []
+    while (trial := strategy.ask()) is not None:
+        proposed.append(trial.plan)
+        strategy.tell(result(trial))
+    assert len(proposed) == 2 * 3 * 2 - 1, "two architectures, three ratios, two precisions, without the baseline"
+
+
+def test_a_damaged_journal_is_written_anew(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    records = go(begun(kind, problem(tmp_path)), 8)
+    journal = tmp_path / "study.journal"
+    journal.write_bytes(journal.read_bytes()[:-37])
+    assert begun(kind, problem(tmp_path), tuple(records)).ask() is not None

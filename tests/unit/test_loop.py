@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Future
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autocompress.artifact import Artifact
+from autocompress.errors import InfeasiblePlan, SearchFailed
+from autocompress.interrupts import Interrupts
+from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
+from autocompress.measurement import Measurement
+from autocompress.objective import make_objectives
+from autocompress.plan import Plan, Recovery, Step
+from autocompress.profile import HardwareProfile
+from autocompress.record import Proposal, Record, Trial
+from autocompress.run_directory import RunConfig, RunDirectory, RunStatus
+from autocompress.screen import Screen
+from autocompress.snapshot import Snapshot
+from autocompress.space import SearchSpace
+from autocompress.strategies import SearchStrategy
+
+METRIC = {"accuracy": 0.9, "latency_ms": 1.0, "latency_ratio": 1.0, "size_bytes": 1000.0, "peak_memory_bytes": 1.0}
+MEASURED = Measurement(1.0, 1.0, (0.99, 1.01), 1.0, 1.1, 1.0, 1, 0, 1, "test")
+
+
+class Listed(SearchStrategy):
+    """Proposes what it is given, in order, and keeps what it is told."""
+
+    name = "listed"
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self.plans = list(plans)
+        self.told: list[Record] = []
+        self.number = 0
+
+    def ask(self) -> Trial | None:
+        if self.number == len(self.plans):
+            return None
+        self.number += 1
+        return Trial(self.number, self.plans[self.number - 1], proposal=Proposal("listed"))
+
+    def tell(self, record: Record) -> None:
+        self.told.append(record)
+
+
+def plans(count: int, *, epochs: int = 0) -> list[Plan]:
+    recovery = Recovery(epochs=epochs)
+    return [
+        Plan(steps=(Step("quantization", {f"layer{i}": {"precision": "int8"}}),), recovery=recovery)
+        for i in range(count)
+    ]
+
+
+class Bench:
+    """A search without models: a run directory, made-up calls, and what they were asked."""
+
+    def __init__(self, path: Path, **config: object) -> None:
+        self.directory = RunDirectory.create(path)
+        given = RunConfig(
+            task="test",
+            task_reference="",
+            metric="accuracy",
+            is_percentage=True,
+            direction="maximize",
+            fingerprints={},
+            space=SearchSpace("test"),
+            profile=HardwareProfile("test"),
+            objectives=make_objectives((), "accuracy", "maximize"),
+            constraints=(),
+            strategy="listed",
+            budget_s=None,
+            trials=None,
+            workers=1,
+            seed=0,
+        )
+        self.directory.write_config(replace(given, **config))  # type: ignore[arg-type]
+        self.directory.append(self.complete(Trial(0, Plan()), METRIC))
+        self.ran: list[Trial] = []
+        self.screens: list[Screen] = []
+        self.killed = 0
+        self.snapshots: list[Snapshot] = []
+        self.interrupts = Interrupts()
+        self.outcome: Callable[[Trial], Record] = self.improving
+
+    def complete(self, trial: Trial, values: dict[str, float]) -> Record:
+        path = self.directory.path / "artifacts" / f"{trial.plan.digest}.onnx"
+        path.write_bytes(trial.plan.digest.encode())
+        artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
+        return Record(trial, "complete", values=values, artifact=artifact, measurement=MEASURED)
+
+    def improving(self, trial: Trial) -> Record:
+        """Each trial faster and less accurate than the one before."""
+        share = 0.9**trial.number
+        values = {**METRIC, "accuracy": 0.9 * share, "latency_ms": share, "latency_ratio": share}
+        return self.complete(trial, values)
+
+    def run(self, strategy: SearchStrategy, **times: float) -> RunStatus:
+        clock = Clock(times.get("spent_s", 0.0), time.monotonic())
+        loop = SearchLoop(
+            directory=self.directory,
+            strategy=strategy,
+            calls=Calls(self._run, self._test_score, self._remeasure, self._kill),
+            clock=clock,
+            times=TrialTimes(times.get("epoch_s", 0.001)),
+            interrupts=self.interrupts,
+            observer=self.snapshots.append,
+        )
+        return loop.run()
+
+    def _run(self, trial: Trial, screen: Screen) -> Future[Record]:
+        self.ran.append(trial)
+        self.screens.append(screen)
+        future: Future[Record] = Future()
+        try:
+            future.set_result(self.outcome(trial))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def _test_score(self, record: Record) -> Future[dict[str, float]]:
+        return done({"accuracy": record.values["accuracy"] - 0.01})
+
+    def _remeasure(self, records: tuple[Record, ...], latency_ms: float, each_s: float) -> Future:  # type: ignore[type-arg]
+        return done(
+            tuple(
+                (r.number, MEASURED, {name: r.values[name] for name in ("latency_ms", "latency_ratio")})
+                for r in records
+            )
+        )
+
+    def _kill(self) -> None:
+        self.killed += 1
+
+
+def done(value):  # type: ignore[no-untyped-def]
+    future = Future()  # type: ignore[var-annotated]
+    future.set_result(value)
+    return future
+
+
+def test_every_trial_is_run_told_and_recorded_once(tmp_path: Path) -> None:
+    bench, strategy = Bench(tmp_path / "run"), Listed(plans(4))
+    assert bench.run(strategy) == "complete"
+    assert [record.number for record in strategy.told] == [1, 2, 3, 4]
+    assert [record.number for record in bench.directory.records()] == [0, 1, 2, 3, 4]
+
+
+def test_the_front_is_confirmed_on_test_data_with_its_baseline(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.run(Listed(plans(3)))
+    assert sorted(confirmation.number for confirmation in bench.directory.confirmations()) == [0, 1, 2, 3]
+    baseline, front = bench.directory.points()
+    assert baseline is not None
+    assert all(point.test["accuracy"] < point.validation["accuracy"] for point in (baseline, *front))
+    assert all(Path(point.file).is_file() and Path(point.plan).is_file() for point in front)
+
+
+def test_the_limit_on_trials_is_kept(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", trials=2, workers=3)
+    bench.run(Listed(plans(5)))
+    assert len(bench.ran) == 2
+
+
+def test_nothing_is_started_that_cannot_end_in_the_budget(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=60.0)
+    bench.run(Listed(plans(5)), spent_s=55.0)
+    assert bench.ran == []
+    assert bench.directory.heartbeat is not None
+    assert bench.directory.heartbeat.status == "complete"
+
+
+def test_a_long_trial_is_shortened_to_fit_and_its_plan_says_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=100.0)
+    bench.run(Listed(plans(1, epochs=50)), epoch_s=10.0)
+    (trial,) = bench.ran
+    assert 1 <= trial.plan.recovery.epochs < 50
+
+
+def test_the_screen_holds_the_front_of_the_moment(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.run(Listed(plans(3)))
+    assert [len(screen.front) for screen in bench.screens] == [1, 2, 3]
+
+
+def test_an_error_becomes_a_record_and_the_search_goes_on(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    errors = {1: BrokenExecutor("killed"), 2: InfeasiblePlan("layer x"), 3: ZeroDivisionError("a bug")}
+
+    def outcome(trial: Trial) -> Record:
+        if trial.number in errors:
+            raise errors[trial.number]
+        return bench.improving(trial)
+
+    bench.outcome = outcome
+    bench.run(Listed(plans(4)))
+    reasons = {record.number: record.reason for record in bench.directory.records()}
+    assert "out of memory" in reasons[1]
+    assert reasons[2] == "InfeasiblePlan: layer x"
+    assert "see log.txt: ZeroDivisionError" in reasons[3]
+    assert "ZeroDivisionError: a bug" in (bench.directory.path / "log.txt").read_text()
+    assert reasons[4] == ""
+
+
+def test_the_same_error_five_times_from_the_start_stops_the_search(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.outcome = lambda trial: Record(trial, "failed", f"ConversionError: operator {trial.number}")
+    with pytest.raises(SearchFailed, match=r"first 5 trials all failed.*operator 5"):
+        bench.run(Listed(plans(9)))
+    assert bench.directory.heartbeat is not None
+    assert bench.directory.heartbeat.status == "failed"
+
+
+def test_different_errors_do_not_stop_the_search(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.outcome = lambda trial: Record(trial, "failed", f"Error{trial.number % 2}: x")
+    assert bench.run(Listed(plans(9))) == "complete"
+
+
+def test_one_request_to_stop_drains_and_confirms(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+
+    def outcome(trial: Trial) -> Record:
+        bench.interrupts.count = 1
+        return bench.improving(trial)
+
+    bench.outcome = outcome
+    assert bench.run(Listed(plans(5))) == "stopped"
+    assert len(bench.ran) == 1
+    assert {confirmation.number for confirmation in bench.directory.confirmations()} == {0, 1}
+
+
+def test_two_requests_drop_what_runs_and_leave_a_front(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", workers=2)
+    pending: Future[Record] = Future()
+
+    def run(trial: Trial, screen: Screen) -> Future[Record]:
+        if trial.number == 1:
+            return done(bench.improving(trial))  # type: ignore[no-any-return]
+        bench.interrupts.count = 2
+        return pending
+
+    bench._run = run  # type: ignore[method-assign]
+    assert bench.run(Listed(plans(5))) == "stopped"
+    assert bench.killed == 1
+    assert [record.number for record in bench.directory.records()] == [0, 1]
+    assert bench.directory.confirmations() == ()
+    assert bench.directory.points()[1]
+
+
+def test_watchers_see_phases_counts_and_a_growing_front(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", trials=3)
+    bench.run(Listed(plans(5)))
+    phases = [snapshot.phase for snapshot in bench.snapshots]
+    assert phases[0] == "searching"
+    assert "confirming" in phases
+    assert phases[-1] == "complete"
+    assert bench.snapshots[-1].complete == 3
+    assert len(bench.snapshots[-1].front) == 4
+
+
+def test_time_before_a_resume_counts(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", trials=1)
+    bench.run(Listed(plans(1)), spent_s=1000.0)
+    assert bench.directory.heartbeat is not None
+    assert bench.directory.heartbeat.elapsed_s >= 1000
+
+
+def test_trial_times_learn_from_what_trials_took() -> None:
+    times = TrialTimes(epoch_s=1.0)
+    plan = plans(1, epochs=10)[0]
+    record = Record(Trial(1, plan), "complete", seconds={"build": 1.0, "recover": 40.0})
+    times.learn(record)
+    shortened = times.shortened(Trial(2, plan), 25.0)
+    assert shortened is not None
+    assert shortened.plan.recovery.epochs == 5, "4 seconds an epoch and 1.1 fixed"
+    assert times.shortened(Trial(2, plan), 4.0) is None
+    assert times.shortened(Trial(2, plan), 100.0) == Trial(2, plan)

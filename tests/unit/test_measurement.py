@@ -1,0 +1,56 @@
+"""Laws of measurements."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autocompress.errors import InvalidInput
+from autocompress.measurement import Measurement, Samples, ratio_interval
+from autocompress.profile import Protocol
+from autocompress.serialization import from_data, from_json, to_json
+
+TIMES = st.lists(st.lists(st.floats(0.01, 100.0), min_size=1, max_size=5).map(tuple), min_size=1, max_size=6).map(tuple)
+Blocks = tuple[tuple[float, ...], ...]
+
+
+@given(TIMES, TIMES)
+def test_the_interval_holds_the_ratio(candidate: Blocks, reference: Blocks) -> None:
+    ratio, (low, high) = ratio_interval(candidate, reference, resamples=20)
+    assert 0 < low <= ratio <= high
+
+
+@given(TIMES, TIMES)
+def test_the_interval_does_not_depend_on_chance(candidate: Blocks, reference: Blocks) -> None:
+    first = ratio_interval(candidate, reference, resamples=20)
+    assert first == ratio_interval(candidate, reference, resamples=20)
+
+
+@given(TIMES)
+def test_twice_the_time_is_twice_the_ratio(times: Blocks) -> None:
+    doubled = tuple(tuple(2 * time for time in block) for block in times)
+    assert ratio_interval(doubled, times, resamples=20)[0] == pytest.approx(2)
+
+
+def test_steady_times_have_an_interval_without_width() -> None:
+    assert ratio_interval(((3.0, 3.0),) * 4, ((2.0,),) * 5) == (1.5, (1.5, 1.5))
+
+
+def test_more_noise_gives_a_wider_interval() -> None:
+    reference = ((1.0,),) * 8
+    _, (low, high) = ratio_interval(tuple((time,) for time in (1.0, 1.01) * 4), reference)
+    _, (lower, higher) = ratio_interval(tuple((time,) for time in (1.0, 1.5) * 4), reference)
+    assert higher - lower > high - low
+
+
+def test_a_measurement_survives_json() -> None:
+    samples = Samples(((1.0, 1.25), (1.5,)), ((1.1, 1.3), (1.6,)))
+    measurement = Measurement(1.25, 0.5, (0.4, 0.6), 1.3, 1.6, 1.07, 4096, 2, 7, "machine", Protocol(), samples)
+    assert from_json(Measurement, to_json(measurement)) == measurement
+
+
+@pytest.mark.parametrize("wrong", [{"warmup_runs": 0}, {"interval": 0.0}, {"min_cpu_s": 2.0, "max_cpu_s": 1.0}])
+def test_a_protocol_that_can_not_be_carried_out_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput):
+        from_data(Protocol, wrong)

@@ -1,0 +1,147 @@
+"""Objectives and constraints: direction, ties, and the texts that users write."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autocompress.errors import InvalidInput, UnknownName
+from autocompress.objective import Constraint, Objective, make_objectives, parse_constraints
+from autocompress.serialization import from_json, to_json
+
+KNOWN = ("accuracy", "latency_ms", "size_bytes")
+POSITIVE = st.floats(1e-3, 1e9)
+NOT_NEGATIVE = st.one_of(st.just(0.0), POSITIVE)
+
+
+def test_the_default_objectives_are_metric_latency_and_size() -> None:
+    objectives = make_objectives((), "accuracy", "maximize")
+    assert [(objective.name, objective.direction) for objective in objectives] == [
+        ("accuracy", "maximize"),
+        ("latency_ms", "minimize"),
+        ("size_bytes", "minimize"),
+    ]
+
+
+def test_objectives_keep_the_order_they_are_named_in() -> None:
+    chosen = make_objectives(("peak_memory_bytes", "mse"), "mse", "minimize")
+    assert [objective.name for objective in chosen] == ["peak_memory_bytes", "mse"]
+
+
+def test_an_unknown_objective_offers_the_nearest() -> None:
+    with pytest.raises(UnknownName, match=r"unknown objective 'latency'; did you mean 'latency_ms'\?"):
+        make_objectives(("latency",), "accuracy", "maximize")
+
+
+def test_an_objective_given_twice_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="objective 'accuracy' is given 2 times"):
+        make_objectives(("accuracy", "accuracy"), "accuracy", "maximize")
+
+
+def test_a_cost_is_less_for_the_better_value() -> None:
+    assert Objective("accuracy", "maximize").cost({"accuracy": 0.9}) == -0.9
+    assert Objective("latency_ms", "minimize").cost({"latency_ms": 2.0}) == 2.0
+
+
+@given(POSITIVE, st.floats(0.001, 0.2))
+def test_values_beyond_the_tolerance_never_tie(value: float, tolerance: float) -> None:
+    objective = Objective("latency_ms", "minimize", tolerance=tolerance)
+    better, worse = objective.box({"latency_ms": value}), objective.box({"latency_ms": value * (1 + 1.01 * tolerance)})
+    assert better < worse
+
+
+@given(st.lists(NOT_NEGATIVE, min_size=2, max_size=2))
+def test_boxes_keep_the_order_of_costs(values: list[float]) -> None:
+    objective = Objective("latency_ms", "minimize", tolerance=0.02)
+    low, high = (objective.box({"latency_ms": value}) for value in sorted(values))
+    assert low <= high
+
+
+@given(st.builds(Objective, st.text(), st.sampled_from(["maximize", "minimize"]), st.text(), st.floats(0, 1)))
+def test_an_objective_survives_json(objective: Objective) -> None:
+    assert from_json(Objective, to_json(objective)) == objective
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("latency_ms<=5", 5.0),
+        ("latency_ms <= 5e-1", 0.5),
+        ("latency_ms<=.5", 0.5),
+        ("latency_ms<=0.5x", 1.0),
+        ("latency_ms<=baseline*0.5", 1.0),
+        ("latency_ms<=baseline", 2.0),
+        ("latency_ms<=baseline+1", 3.0),
+        ("accuracy>=baseline - 1%", 1.99),
+        ("accuracy>=97%", 0.97),
+    ],
+)
+def test_constraints_are_read_in_every_documented_form(text: str, bound: float) -> None:
+    assert Constraint.parse(text).bound({"latency_ms": 2.0, "accuracy": 2.0}) == pytest.approx(bound)
+
+
+@given(
+    st.sampled_from(["<=", ">="]), st.sampled_from(["{}", "{}x", "baseline+{}", "baseline-{}"]), st.integers(1, 9999)
+)
+def test_the_text_of_a_constraint_reads_as_itself(operator: str, form: str, number: int) -> None:
+    constraint = Constraint.parse(f"size_bytes{operator}{form.format(number / 100)}")
+    assert Constraint.parse(str(constraint)) == constraint
+
+
+def test_the_text_of_a_constraint_keeps_every_byte() -> None:
+    assert str(Constraint.parse("size_bytes<=1234567")) == "size_bytes<=1234567"
+
+
+@given(st.sampled_from(["<=", ">="]), st.floats(-10, 10), st.floats(-1e6, 1e6))
+def test_a_constraint_survives_json(operator: str, scale: float, offset: float) -> None:
+    constraint = from_json(Constraint, to_json(Constraint("x", operator, scale, offset)))  # type: ignore[arg-type]
+    assert constraint == Constraint("x", operator, scale, offset)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "latency_ms",
+        "latency_ms<5",
+        "latency_ms=5",
+        "latency_ms<=",
+        "5<=latency_ms",
+        "<=5",
+        "a<=baseline5",
+        "a<=baseline*",
+        "a<=baseline-",
+        "a<=baseline-1x",
+    ],
+)
+def test_a_malformed_constraint_shows_what_is_expected(text: str) -> None:
+    with pytest.raises(InvalidInput, match="expected NAME<=VALUE or NAME>=VALUE"):
+        Constraint.parse(text)
+
+
+def test_a_violation_is_relative_to_the_bound() -> None:
+    constraint = Constraint.parse("latency_ms<=2")
+    assert constraint.violation({"latency_ms": 3.0}, {}) == pytest.approx(0.5)
+    assert constraint.violation({"latency_ms": 1.0}, {}) == pytest.approx(-0.5)
+    at_least = Constraint.parse("accuracy>=baseline-1%")
+    assert (
+        at_least.violation({"accuracy": 0.98}, {"accuracy": 0.97})
+        < 0
+        < at_least.violation({"accuracy": 0.95}, {"accuracy": 0.97})
+    )
+
+
+def test_a_constraint_on_an_unknown_value_offers_the_nearest() -> None:
+    with pytest.raises(UnknownName, match=r"unknown value in a constraint 'acuracy'; did you mean 'accuracy'\?"):
+        parse_constraints(("acuracy>=0.9",), KNOWN)
+
+
+@pytest.mark.parametrize("texts", [("latency_ms>=5", "latency_ms<=2"), ("size_bytes<=0.2x", "size_bytes>=0.5x")])
+def test_contradictory_constraints_are_refused(texts: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidInput, match="contradict each other"):
+        parse_constraints(texts, KNOWN)
+
+
+def test_a_range_of_two_constraints_is_fine() -> None:
+    assert len(parse_constraints(("latency_ms>=1", "latency_ms<=2", "accuracy>=90%"), KNOWN)) == 3

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+
+from autocompress.errors import InvalidInput, UnknownName
+from autocompress.graph.view import ChannelGroup, Layer, LayerView
+from autocompress.plan import ORIGINAL, Plan, Scalar
+from autocompress.planner import architectures, check_space, planner, policy_plans, record_answers, resolve_epochs
+from autocompress.profile import HardwareProfile
+from autocompress.space import (
+    Knob,
+    MethodSpace,
+    RecoverySpace,
+    SearchSpace,
+    load_space,
+    neutral,
+    policy_suggest,
+)
+
+PROFILE = HardwareProfile("test", kernels={"conv": ("int8",), "linear": ("int8", "dynamic_int8")}, channel_multiple=8)
+VIEW = LayerView(
+    ORIGINAL,
+    (Layer("conv", "conv", 2000, 90_000), Layer("head", "linear", 640, 640)),
+    (ChannelGroup("conv", ("conv",), 64),),
+)
+NARROW = LayerView("width_0.5", VIEW.layers, (ChannelGroup("conv", ("conv",), 32),))
+
+
+def space(**changes: object) -> SearchSpace:
+    given = {
+        "methods": {
+            "quantization": MethodSpace({"precision": ("fp32", "int8", "dynamic_int8")}),
+            "channel_pruning": MethodSpace({"pruning_ratio": (0, 0.5)}),
+        },
+        "widths": (0.5,),
+        "recovery": RecoverySpace(epochs=3, student_epochs=6),
+        "policies": ({"quantization/precision": "int8"},),
+    }
+    return SearchSpace("test", **{**given, **changes})  # type: ignore[arg-type]
+
+
+def test_neutral_answers_give_the_baseline() -> None:
+    plan = planner(space(), {ORIGINAL: VIEW}, PROFILE)(lambda _, knob: neutral(knob))
+    assert plan == Plan()
+
+
+def test_methods_come_in_the_order_of_their_stages() -> None:
+    policy = {"quantization/precision": "int8", "channel_pruning/pruning_ratio": 0.5}
+    plan = planner(space(), {ORIGINAL: VIEW}, PROFILE)(policy_suggest(policy))
+    assert [step.method for step in plan.steps] == ["channel_pruning", "quantization"]
+
+
+def test_knobs_lie_below_their_architecture() -> None:
+    answers: dict[str, Scalar] = {}
+    plan = planner(space(), {ORIGINAL: VIEW, "width_0.5": NARROW}, PROFILE)
+    plan(record_answers(policy_suggest({"architecture": "width_0.5"}), answers))
+    assert answers["architecture"] == "width_0.5"
+    assert all(name.startswith("width_0.5/") for name in answers if name != "architecture")
+    assert "width_0.5/channel_pruning/conv/pruning_ratio" in answers
+
+
+def test_quantizing_alone_needs_no_recovery_but_pruning_and_students_do() -> None:
+    plan = planner(space(), {ORIGINAL: VIEW, "width_0.5": NARROW}, PROFILE)
+    assert plan(policy_suggest({"quantization/precision": "int8"})).recovery.epochs == 0
+    assert plan(policy_suggest({"channel_pruning/pruning_ratio": 0.5})).recovery.epochs == 3
+    assert plan(policy_suggest({"architecture": "width_0.5"})).recovery.epochs == 6
+
+
+def test_choices_without_a_fast_kernel_are_not_offered() -> None:
+    offered: dict[str, Knob] = {}
+
+    def look(name: str, knob: Knob) -> Scalar:
+        offered[name] = knob
+        return neutral(knob)
+
+    planner(space(), {ORIGINAL: VIEW}, HardwareProfile("slow", kernels={"linear": ("dynamic_int8",)}))(look)
+    precisions = {name: knob for name, knob in offered.items() if name.endswith("precision")}
+    assert [name for name in precisions if "/conv/" in name] == []
+    assert precisions["original/quantization/head/precision"].options == ("fp32", "dynamic_int8")  # type: ignore[union-attr]
+
+
+def test_layers_can_be_excluded_by_pattern() -> None:
+    methods = {"quantization": MethodSpace({"precision": ("fp32", "int8")}, exclude=("head",))}
+    plan = planner(space(methods=methods), {ORIGINAL: VIEW}, PROFILE)(
+        policy_suggest({"quantization/precision": "int8"})
+    )
+    assert set(plan.steps[0].settings) == {"conv"}
+
+
+def test_policies_are_planned_once_each_and_students_after_them() -> None:
+    twice = space(policies=({"quantization/precision": "int8"}, {"quantization/precision": "int8"}))
+    plan = planner(twice, {ORIGINAL: VIEW, "width_0.5": NARROW, "own": NARROW}, PROFILE)
+    plans = [plan for _, plan in policy_plans(twice, plan, ("own",))]
+    assert [plan.architecture for plan in plans] == [ORIGINAL, "own"]
+    assert all(plan.steps for plan in plans)
+
+
+def test_a_policy_for_a_missing_architecture_is_left_out() -> None:
+    only = space(policies=({"architecture": "width_0.5"},))
+    assert policy_plans(only, planner(only, {ORIGINAL: VIEW}, PROFILE)) == ()
+
+
+def test_architectures_are_the_original_widths_and_students() -> None:
+    assert architectures(space(), ("own",)) == (ORIGINAL, "width_0.5", "own")
+    assert architectures(space(students=False), ("own",)) == (ORIGINAL, "width_0.5")
+
+
+def test_auto_epochs_are_resolved_and_numbers_stay() -> None:
+    assert resolve_epochs(space(recovery=RecoverySpace()), 5).recovery.student_epochs == 10
+    assert resolve_epochs(space(), 5).recovery.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"methods": {"quantisation": MethodSpace()}}, UnknownName, "did you mean 'quantization'"),
+        ({"methods": {"quantization": MethodSpace({"precison": ("int8",)})}}, UnknownName, "did you mean 'precision'"),
+        ({"methods": {"quantization": MethodSpace({"precision": ("int4",)})}}, InvalidInput, "'int4'; expected fp32"),
+        ({"methods": {"channel_pruning": MethodSpace({"pruning_ratio": (0, 1.5)})}}, InvalidInput, "1.5; expected"),
+        ({"methods": {"channel_pruning": MethodSpace({"pruning_ratio": ("a",)})}}, InvalidInput, "'a'; expected"),
+        ({"policies": ({"quantization/precision": "int9"},)}, InvalidInput, "'int9'; expected"),
+        ({"policies": ({"quantization/precison": "int8"},)}, UnknownName, "did you mean 'precision'"),
+        ({"policies": ({"architecture": "widht_0.5"},)}, UnknownName, "did you mean 'width_0.5'"),
+        ({"methods": {}, "widths": ()}, InvalidInput, "nothing to search"),
+    ],
+)
+def test_what_would_never_be_tried_is_refused(changes: dict[str, object], error: type[Exception], message: str) -> None:
+    wrong = space(**{"policies": (), **changes})
+    with pytest.raises(error, match=message):
+        check_space(wrong, architectures(wrong, ()))
+
+
+def test_a_pattern_that_matches_no_layer_is_refused() -> None:
+    wrong = space(
+        methods={"quantization": MethodSpace({"precision": ("fp32", "int8")}, layers=("convv*",))}, policies=()
+    )
+    with pytest.raises(UnknownName, match=r"unknown layer .* 'convv\*'"):
+        planner(wrong, {ORIGINAL: VIEW}, PROFILE)
+
+
+def test_the_shipped_joint_space_plans_every_policy() -> None:
+    joint = resolve_epochs(load_space("joint"), 2)
+    models = dict.fromkeys(architectures(joint, ()), VIEW)
+    assert len(policy_plans(joint, planner(joint, models, PROFILE))) >= 8

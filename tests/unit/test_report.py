@@ -1,0 +1,170 @@
+"""The report is one page that needs nothing else and holds everything."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from synthetic import baseline, complete, config, dropped, make_run
+
+from autocompress.errors import InvalidInput
+from autocompress.plan import Plan, Step
+from autocompress.report import write_report
+from autocompress.report.figure import figure, finite
+from autocompress.report.sections import SECTIONS
+from autocompress.run_directory import RunDirectory
+
+LOADING = {
+    ("script", "src"),
+    ("link", "href"),
+    ("img", "src"),
+    ("iframe", "src"),
+    ("source", "src"),
+    ("object", "data"),
+}
+
+
+class Page(HTMLParser):
+    """The elements of a page, its links, and its figures."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.figures: list[dict[str, Any]] = []
+        self.sections: list[str] = []
+        self._is_figure = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.loads += [str(value) for name, value in attrs if (tag, name) in LOADING]
+        if tag == "a":
+            self.links.append(str(given["href"]))
+        if tag == "section":
+            self.sections.append(str(given["id"]))
+        self._is_figure = given.get("type") == "application/json"
+
+    def handle_data(self, data: str) -> None:
+        if self._is_figure:
+            self.figures.append(json.loads(data))
+            self._is_figure = False
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return make_run(tmp_path / "run")
+
+
+def test_the_page_loads_nothing_and_forbids_to(directory: RunDirectory, tmp_path: Path) -> None:
+    path = write_report(directory, tmp_path / "page.html")
+    assert Page(path).loads == []
+    text = path.read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert "Plotly.react" in text
+    assert "@import" not in re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+
+
+def test_every_section_is_on_the_page_in_its_order(directory: RunDirectory, tmp_path: Path) -> None:
+    page = Page(write_report(directory, tmp_path / "page.html"))
+    assert page.sections == sorted(SECTIONS, key=lambda name: SECTIONS[name].order)
+
+
+def test_the_plots_hold_all_finished_trials(directory: RunDirectory, tmp_path: Path) -> None:
+    latency, size, progress = Page(write_report(directory, tmp_path / "page.html")).figures
+    others, front, original = latency["data"]
+    assert others["x"] == [0.6]
+    assert front["x"] == [1.0, 0.5, 0.4, 0.3]
+    assert front["y"] == pytest.approx([97.0, 96.8, 95.5, 94.8])
+    assert original["x"] == [1.0]
+    assert front["error_x"]["array"] == pytest.approx([0.02] * 4)
+    assert front["error_x"]["arrayminus"] == pytest.approx([0.01] * 4)
+    assert size["data"][1]["x"] == pytest.approx([1.0, 0.27, 0.3, 0.2])
+    volumes = progress["data"][0]["y"]
+    assert len(volumes) == 9
+    assert volumes == sorted(volumes)
+    assert 0 == volumes[0] < volumes[-1]
+
+
+def test_the_table_links_to_the_files_from_where_the_page_lies(directory: RunDirectory, tmp_path: Path) -> None:
+    for output in (directory.path / "report.html", tmp_path / "elsewhere" / "page.html"):
+        links = Page(write_report(directory, output)).links
+        assert len(links) == 8
+        assert all((output.parent / unquote(link)).is_file() for link in links)
+
+
+def test_reasons_that_differ_in_numbers_alone_are_one_line(directory: RunDirectory, tmp_path: Path) -> None:
+    text = write_report(directory, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.count("keeps 0 of") == 2
+    assert "6, 7" in text
+
+
+def test_every_text_of_the_run_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    made = replace(config(task=evil), machine=evil, versions={evil: evil}, task_reference=evil)
+    directory = make_run(tmp_path / "run", config=made)
+    plan = Plan(steps=(Step(evil, {evil: {evil: 0.5}}), Step("quantization", {evil: {"precision": "int8"}})))
+    shown = replace(complete(9, plan, 0.99, 0.2, 0.1), notes=(evil,))
+    for record in (shown, dropped(10, "failed", evil)):
+        directory.append(record)
+    text = write_report(directory, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "alert(1)" in text
+    assert evil not in text
+
+
+def test_text_in_a_figure_can_not_end_its_script() -> None:
+    html = figure([{"text": ["</script>"]}], {}, label="a <label>")
+    assert html.count("</script>") == 1
+    assert "&lt;label&gt;" in html
+
+
+def test_numbers_that_json_does_not_know_become_null() -> None:
+    assert finite({"y": [1.0, float("nan"), (float("inf"), "text")]}) == {"y": [1.0, None, [None, "text"]]}
+
+
+def test_a_run_without_a_baseline_has_a_page_too(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.write_config(config())
+    page = Page(write_report(directory, tmp_path / "page.html"))
+    assert page.figures == []
+    assert page.sections == ["headline", "configuration"]
+
+
+def test_a_run_with_the_baseline_alone_has_a_page_too(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.write_config(config())
+    directory.append(baseline())
+    assert Page(write_report(directory, tmp_path / "page.html")).sections[0] == "headline"
+
+
+def test_layers_stand_in_the_order_of_the_model(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "run")
+    text = write_report(directory, tmp_path / "page.html").read_text(encoding="utf-8")
+    layers = re.findall(r'<th class="layer">([\w.]+)</th>', text)
+    assert layers[-5:] == ["stem", "block1.conv1", "block1.conv2", "block2.conv1", "head"]
+
+
+def test_a_place_that_can_not_be_written_is_named(directory: RunDirectory) -> None:
+    with pytest.raises(InvalidInput, match="can't be written"):
+        write_report(directory, Path("/proc/page.html"))
+
+
+def test_the_report_reads_a_run_without_torch_and_pandas(directory: RunDirectory) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from autocompress.report import write_report
+from autocompress.run_directory import RunDirectory
+write_report(RunDirectory(Path({str(directory.path)!r})), Path({str(directory.path / "r.html")!r}))
+print(sorted({{"torch", "pandas", "optuna"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

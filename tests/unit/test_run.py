@@ -1,0 +1,170 @@
+"""A run is read from its directory, and one model of it is picked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic import config, make_run
+
+from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
+from autocompress.plan import Plan
+from autocompress.run import Run
+from autocompress.run_directory import RunDirectory
+
+POINT_KEYS = {"name", "file", "plan", "validation", "test", "latency_ms", "latency_ratio"} | {
+    "size_bytes",
+    "size_ratio",
+    "peak_memory_bytes",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(make_run(tmp_path / "run").path)
+
+
+def test_the_json_is_the_contract_that_scripts_rely_on(run: Run) -> None:
+    facts = run.as_json()
+    assert list(facts) == ["task", "status", "budget_s", "elapsed_s", "trials", "baseline", "front"]
+    assert facts["task"] == "digits"
+    assert (facts["status"], facts["budget_s"], facts["elapsed_s"]) == ("complete", 180.0, 171.5)
+    assert facts["trials"] == {"complete": 4, "screened": 1, "failed": 3}
+    for point in (facts["baseline"], *facts["front"]):
+        assert point.keys() >= POINT_KEYS
+        assert point["validation"].keys() == point["test"].keys() == {"accuracy"}
+        assert Path(point["file"]).is_file()
+
+
+def test_the_tables_hold_the_front_and_every_trial(run: Run) -> None:
+    assert list(run.front["name"]) == [point.name for point in run.points]
+    assert run.front["size_bytes"].dtype.kind == "i"
+    assert run.front.loc[run.front["name"] == "001-int8", "test_accuracy"].item() == pytest.approx(0.966)
+    assert list(run.trials["number"]) == list(range(9))
+    assert set(run.trials["status"]) == {"complete", "failed", "screened"}
+
+
+def test_a_search_that_has_only_begun_has_no_baseline_and_an_empty_front(tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.write_config(config())
+    run = Run(directory.path)
+    assert (run.baseline, run.points, run.status) == (None, (), "interrupted")
+    assert run.front.empty
+    assert run.trials.empty
+    assert run.as_json()["baseline"] is None
+    with directory.locked():
+        assert run.status == "running"
+    with pytest.raises(InvalidInput, match="the front is empty so far"):
+        run.pick()
+
+
+def test_pick_without_conditions_takes_the_best_by_the_first_objective(run: Run) -> None:
+    assert run.pick().name == "000-baseline"
+
+
+@pytest.mark.parametrize(
+    ("where", "best", "number"),
+    [
+        ("latency_ratio<=0.5", None, 1),
+        ("latency_ms<=0.35", "accuracy", 2),
+        ("accuracy>=baseline-1%", "latency_ms", 1),
+        ("accuracy>=95%", "latency_ms", 2),
+        ("size_bytes<=0.28x", "accuracy", 1),
+        ("size_ratio<=0.28,latency_ratio<=0.4", None, 3),
+        (["size_ratio<=0.28", "latency_ratio<=0.4"], None, 3),
+        (None, "size_bytes", 3),
+        (None, "test_accuracy", 1),
+    ],
+)
+def test_pick_obeys_its_conditions_and_takes_the_best_of_the_rest(
+    run: Run, where: str | list[str] | None, best: str | None, number: int
+) -> None:
+    assert run.pick(where, best).number == number
+
+
+def test_pick_names_the_nearest_models_when_none_fits(run: Run) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"none of the 4 models .* Nearest: 003-.*latency_ratio 0\.3, wanted <= 0\.25"
+    ):
+        run.pick("latency_ratio<=0.25")
+
+
+def test_pick_offers_the_nearest_name_for_one_that_is_unknown(run: Run) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'latency_ms'"):
+        run.pick("latency_mss<=2")
+    with pytest.raises(UnknownName, match="did you mean 'accuracy'"):
+        run.pick(best="acuracy")
+
+
+def test_pick_says_when_test_scores_are_not_there_yet(tmp_path: Path) -> None:
+    run = Run(make_run(tmp_path / "run", confirm=False).path)
+    with pytest.raises(InvalidInput, match="there are no test scores"):
+        run.pick("test_accuracy>=90%")
+
+
+def test_pick_knows_the_direction_of_a_share_that_was_not_searched(tmp_path: Path) -> None:
+    made = config(objectives=("latency_ms", "size_bytes"))
+    run = Run(make_run(tmp_path / "run", config=made).path)
+    assert run.pick().number == 3
+    assert run.pick(best="accuracy").number == 3
+
+
+def test_pick_knows_the_direction_of_a_metric_that_was_not_searched(tmp_path: Path) -> None:
+    made = replace(config(objectives=("latency_ms", "size_bytes")), is_percentage=False, direction="minimize")
+    run = Run(make_run(tmp_path / "run", config=made).path)
+    assert run.pick(best="accuracy").validation["accuracy"] == min(p.validation["accuracy"] for p in run.points)
+
+
+def test_pick_copies_the_model_with_its_plan(run: Run, tmp_path: Path) -> None:
+    point = run.pick("latency_ratio<=0.4", output=tmp_path / "new" / "model.onnx")
+    assert point.file == str(tmp_path / "new" / "model.onnx")
+    assert Path(point.file).read_bytes() == b"model 2"
+    assert Plan.from_json(Path(point.plan).read_text()).architecture == "width_0.5"
+
+
+def test_pick_into_a_folder_keeps_the_name(run: Run, tmp_path: Path) -> None:
+    point = run.pick("latency_ratio<=0.4", output=tmp_path)
+    assert Path(point.file) == tmp_path / "002-width_0.5.onnx"
+
+
+def test_pick_never_overwrites_another_file_and_accepts_its_own(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    run.pick("latency_ratio<=0.4", output=output)
+    assert run.pick("latency_ratio<=0.4", output=output).number == 2
+    with pytest.raises(InvalidInput, match="exists already with other content"):
+        run.pick("latency_ratio<=0.3", output=output)
+    assert output.read_bytes() == b"model 2"
+
+
+def test_pick_writes_nothing_when_only_the_plan_is_in_the_way(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text("mine")
+    with pytest.raises(InvalidInput, match=r"model\.json: exists already"):
+        run.pick("latency_ratio<=0.4", output=tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("output", ["model.pt", "model"])
+def test_pick_wants_a_name_that_ends_in_onnx(run: Run, tmp_path: Path, output: str) -> None:
+    with pytest.raises(InvalidInput, match=r"ends in \.onnx"):
+        run.pick(output=tmp_path / output)
+
+
+def test_pick_says_where_it_may_not_write_and_what_is_gone(run: Run) -> None:
+    with pytest.raises(InvalidInput, match="can't be written"):
+        run.pick(output="/proc/model.onnx")
+    (run.path / "artifacts" / "2.onnx").unlink()
+    with pytest.raises(RunDirectoryError, match="restore it, or make the model again"):
+        run.pick("latency_ratio<=0.4", output=run.path / "model.onnx")
+
+
+def test_a_notebook_shows_the_front_with_texts_escaped(tmp_path: Path) -> None:
+    run = Run(make_run(tmp_path / "run", config=config(task="<b>digits</b>")).path)
+    html = run._repr_html_()
+    assert "&lt;b&gt;digits" in html
+    assert all(point.name in html for point in run.points)
+
+
+def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="no such folder"):
+        Run(tmp_path / "missing")
