@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from autocompress.plan import Plan, Recovery, Step
     from autocompress.profile import HardwareProfile
     from autocompress.run import Run
-    from autocompress.space import SearchSpace
+    from autocompress.space import Choice, Float, Int, SearchSpace
+    from autocompress.student import Student
     from autocompress.task import Metric, Task
 
 __version__ = "0.1.0"
@@ -25,7 +26,8 @@ _HOME = {
     "plan": ("Plan", "Recovery", "Step"),
     "profile": ("HardwareProfile",),
     "run": ("Run",),
-    "space": ("SearchSpace",),
+    "space": ("Choice", "Float", "Int", "SearchSpace"),
+    "student": ("Student",),
     "task": ("Metric", "Task"),
 }
 
@@ -34,14 +36,18 @@ __all__ = [
     "AutocompressError",
     "CheckItem",
     "CheckReport",
+    "Choice",
     "CompressionMethod",
+    "Float",
     "HardwareProfile",
+    "Int",
     "Metric",
     "Plan",
     "Recovery",
     "Run",
     "SearchSpace",
     "Step",
+    "Student",
     "Task",
     "apply",
     "check",

@@ -615,6 +615,6 @@ def _read_plan(path: Path) -> Plan:
 
 
 def _versions() -> dict[str, str]:
-    names = ("torch", "onnx", "onnxruntime", "optuna", "numpy", "torch-pruning")
+    names = ("torch", "onnx", "onnxruntime", "optuna", "numpy")
     own = {"python": platform.python_version(), "autocompress": __version__}
     return own | {name: version(name) for name in names}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import platform
 import shutil
 import time
@@ -20,6 +22,7 @@ from autocompress.devices import Device, open_device
 from autocompress.errors import AutocompressError, InfeasiblePlan, UnknownName
 from autocompress.formats import onnx_export, onnx_runtime, parity
 from autocompress.formats.compact import compact
+from autocompress.formats.encodings import encode_weights
 from autocompress.graph.inspect import layer_view, used_layers
 from autocompress.graph.view import LayerView
 from autocompress.graph.width import scaled_copy
@@ -30,7 +33,7 @@ from autocompress.planner import architectures
 from autocompress.profile import HardwareProfile, Protocol
 from autocompress.record import Record, Trial
 from autocompress.screen import Screen
-from autocompress.space import SearchSpace, parse_width
+from autocompress.space import SearchSpace, parse_scaled
 from autocompress.task import Task
 from autocompress.user_code import user_code
 
@@ -44,6 +47,13 @@ PARITY_SAMPLES = 32
 SCREEN_SAMPLES = 8
 LATE_SHARE = 0.25
 """Share of the epochs in which values are held, for plans that change the structure too."""
+
+LATE_RATE = 0.003
+"""Peak learning rate while values are held, at most: coarse values follow larger steps badly.
+
+On the digits example (weights of 3 bits, 3 seeds) students trained at 0.01 reach 96.7 % at that rate, 99.2 % at 0.003;
+pruned originals 98.5 % at 0.003 and 98.9 % at 0.001, with 2 bits 81 and 73 %.
+"""
 
 PHASES = ("free", "settled")
 QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
@@ -99,6 +109,8 @@ class Workbench:
 def build(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
     """The model of a plan with the structure, factors and zeros that the plan says, before recovery.
 
+    Where the plan asks for it, the architecture is trained towards sparsity first.
+
     Raises:
         UnknownName: If the plan names a method or architecture that is not known.
         InfeasiblePlan: If a method can't do what the plan says.
@@ -107,7 +119,25 @@ def build(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
 
     torch.manual_seed(seed)
     model = build_architecture(bench, plan.architecture)
+    if plan.recovery.sparsify_epochs:
+        _sparsify(bench, model, plan, seed)
     return _compressed(bench, model, _early(plan), seed)
+
+
+def _sparsify(bench: Workbench, model: nn.Module, plan: Plan, seed: int) -> None:
+    """Train an architecture towards sparsity in place; all plans that ask for the same share the weights."""
+    from safetensors.torch import load_model
+
+    from autocompress.recovery import sparsify
+
+    recovery = replace(plan.recovery, epochs=0, feature_weight=0.0)  # neither has a part in it
+    shared = Plan(plan.architecture, recovery=recovery).digest
+    saved = bench.directory / "artifacts" / f"{shared}-sparse-{seed}-{__version__}.safetensors"
+    if saved.is_file():
+        load_model(model, str(saved))
+        return
+    sparsify(model, bench.lessons, recovery, seed=seed, loss=bench.task.loss)
+    _save_weights(model, saved, {})
 
 
 def settle(bench: Workbench, model: nn.Module, plan: Plan, seed: int) -> nn.Module:
@@ -146,20 +176,36 @@ def _compressed(
 
 
 def build_architecture(bench: Workbench, architecture: str) -> nn.Module:
-    """The original, a narrower copy with fresh weights, or a student that the task names.
+    """The original, a narrower or shallower copy with fresh weights, or a student that the task names.
+
+    Torch's multi-head attention is written out as linear layers in all of them, so that methods see these.
 
     Raises:
         UnknownName: If it is none of these.
-        InfeasiblePlan: If the original can't be made narrower.
+        InfeasiblePlan: If the original can't be made narrower or shallower.
     """
+    from autocompress.graph.attention import expand_attention
+
     if architecture == ORIGINAL:
-        return bench.task.build_model()
-    if architecture in bench.task.students:
-        return bench.task.build_student(architecture)
-    width = parse_width(architecture)
-    if width is None:
-        raise UnknownName("architecture", architecture, [ORIGINAL, "width_0.5", *bench.task.students])
-    return scaled_copy(bench.teacher, bench.task.examples, width, bench.profile.channel_multiple)
+        return expand_attention(bench.task.build_model())
+    scale = parse_scaled(architecture)
+    if scale is not None:
+        return _scaled(bench, *scale)
+    students = [variant for variants in bench.task.student_variants.values() for variant in variants]
+    if architecture not in students:
+        raise UnknownName("architecture", architecture, [ORIGINAL, "width_0.5", "depth_0.5", *students])
+    return expand_attention(bench.task.build_student(architecture))
+
+
+def _scaled(bench: Workbench, width: float, depth: float) -> nn.Module:
+    from autocompress.graph.attention import expand_attention
+
+    model, examples = expand_attention(copy.deepcopy(bench.teacher)), bench.task.examples
+    if depth != 1:
+        from autocompress.graph.depth import shallow_copy
+
+        model = shallow_copy(model, examples, depth)
+    return scaled_copy(model, examples, width, bench.profile.channel_multiple) if width != 1 else model
 
 
 def lower(model: nn.Module, plan: Plan, context: Context) -> tuple[ModelProto, ModelProto]:
@@ -173,7 +219,7 @@ def lower(model: nn.Module, plan: Plan, context: Context) -> tuple[ModelProto, M
     graph = plain
     for method, settings in _steps(plan):
         graph = method.lower(graph, settings, context)
-    return plain, compact(graph)
+    return plain, compact(encode_weights(graph))
 
 
 def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> Record:
@@ -237,7 +283,7 @@ def apply_plan(trial: Trial, bench: Workbench, output: Path) -> Record:
 def survey_architectures(bench: Workbench, space: SearchSpace) -> tuple[dict[str, LayerView], dict[str, str]]:
     """The layers of every architecture that a space and a task offer, and why some can't be built."""
     models, refused = {}, {}
-    for name in architectures(space, tuple(bench.task.students)):
+    for name in architectures(space, bench.task.student_variants):
         try:
             models[name] = layer_view(build_architecture(bench, name), bench.task.examples, name)
         except InfeasiblePlan as error:
@@ -248,12 +294,15 @@ def survey_architectures(bench: Workbench, space: SearchSpace) -> tuple[dict[str
 def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: _Stopwatch) -> Record:
     plan, seed = trial.plan, trial.seed
     with clock.stage("build"):
-        model = build(bench, plan, seed)
-    if screen is not None and plan.recovery.epochs:
+        model = build(bench, plan.without_recovery(), seed)
+    if screen is not None and (plan.recovery.epochs or plan.recovery.sparsify_epochs):
         with clock.stage("screen"):
             reason, values = _screen(bench, model, plan, seed, screen)
         if reason:
             return Record(trial, "screened", reason=reason, values=values)
+    if plan.recovery.sparsify_epochs:
+        with clock.stage("sparsify"):
+            model = build(bench, plan, seed)
     details = _facts(bench, model)
     with clock.stage("recover"):
         model, reached = _recover(bench, model, trial)
@@ -296,26 +345,51 @@ def _recover(bench: Workbench, model: nn.Module, trial: Trial) -> tuple[nn.Modul
     """Recalibrate, fine-tune and settle a model.
 
     A plan that both changes the structure and restricts values is trained twice: first with batch norms and free
-    values, then, in the last `LATE_SHARE` of its epochs, folded and held to its values.
+    values, then, in the last `LATE_SHARE` of its epochs, folded and held to its values. Each phase leaves the weights
+    of its best epoch, or those it began with if none is better.
     """
     from autocompress.recovery import recalibrate
 
-    plan, epochs = trial.plan, trial.plan.recovery.epochs
-    trained_late = any(method.needs_recovery(settings) for method, settings in _late(plan))
-    rebuilt = plan.architecture != ORIGINAL or bool(_early(plan))
-    late = 0 if not trained_late else max(1, round(LATE_SHARE * epochs)) if rebuilt and epochs > 1 else epochs
-    first: dict[str, float] = {}
-    if rebuilt:
+    plan = trial.plan
+    free, held = _epochs(plan, trial.fidelity)
+    if plan.recovery.penalty != "none" and not plan.recovery.sparsify_epochs and not free:
+        raise InfeasiblePlan(
+            f"recovery: penalty {plan.recovery.penalty!r} acts while values are free, and this plan has no such "
+            "epochs; give it sparsify_epochs, or leave the penalty out"
+        )
+    if _is_rebuilt(plan):
         recalibrate(model, bench.task, seed=trial.seed)
-        first = _train(bench, model, trial, epochs - late, "free")
+    first = _train(bench, model, trial, free, "free")
     model = settle(bench, model, plan, trial.seed)
-    second = _train(bench, model, trial, late, "settled")
-    return model, first | second | {key: first[key] for key in ("score_before_recovery",) if key in first}
+    return model, _joined(first, _train(bench, model, trial, held, "settled"))
+
+
+def _is_rebuilt(plan: Plan) -> bool:
+    return plan.architecture != ORIGINAL or bool(_early(plan))
+
+
+def _epochs(plan: Plan, fidelity: float) -> tuple[int, int]:
+    """Epochs with free values and epochs in which they are held, together the plan's at this fidelity."""
+    epochs = max(1, round(plan.recovery.epochs * fidelity)) if plan.recovery.epochs else 0
+    if not any(method.needs_recovery(settings) for method, settings in _late(plan)):
+        return epochs, 0
+    held = max(1, round(LATE_SHARE * epochs)) if _is_rebuilt(plan) and epochs > 1 else epochs
+    return epochs - held, held
+
+
+def _joined(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+    """What both phases of a recovery reached; epochs are counted through."""
+    if not first or not second:
+        return first or second
+    best = first["epochs"] + second["best_epoch"] if second["best_epoch"] else first["best_epoch"]
+    start, epochs = first["score_before_recovery"], first["epochs"] + second["epochs"]
+    return second | {"score_before_recovery": start, "best_epoch": best, "epochs": epochs}
 
 
 def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase: str) -> dict[str, float]:
     """Fine-tune a model in place; weights of the same trial, cut short earlier, are taken up."""
-    from safetensors.torch import load_model, save_model
+    from safetensors import safe_open
+    from safetensors.torch import load_model
 
     from autocompress.recovery import recover
 
@@ -329,25 +403,40 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
     saved = _saved_weights(bench, trial, phase)
     if saved.is_file():
         load_model(model, str(saved))
-        return {"recovered_score": direction * score(model)}
+        with safe_open(saved, "pt") as file:
+            known: dict[str, float] = json.loads(file.metadata()["reached"])
+        return known
+    is_held = phase == "settled"
+    recovery = replace(trial.plan.recovery, epochs=epochs)
+    if is_held:
+        recovery = replace(recovery.without_penalty(), learning_rate=min(LATE_RATE, recovery.learning_rate))
     reached = recover(
         model,
         bench.lessons,
-        replace(trial.plan.recovery, epochs=epochs),
+        recovery,
         score=score,
         seed=trial.seed,
         loss=bench.task.loss,
-        fidelity=trial.fidelity,
+        features=bench.task.feature_pairs,
+        folded=is_held,
     )
-    partial = saved.with_suffix(".partial")
-    save_model(model, str(partial))
-    partial.replace(saved)
-    return {
+    facts = {
         "score_before_recovery": direction * reached.start,
         "recovered_score": direction * reached.score,
         "best_epoch": reached.epoch,
         "epochs": reached.epochs,
     }
+    _save_weights(model, saved, {"reached": json.dumps(facts)})
+    return facts
+
+
+def _save_weights(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write weights so that at any moment either none or all are there; several processes may do so at once."""
+    from safetensors.torch import save_model
+
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    save_model(model, str(partial), metadata)
+    partial.replace(path)
 
 
 def _saved_weights(bench: Workbench, trial: Trial, phase: str) -> Path:
@@ -418,7 +507,7 @@ def _late(plan: Plan) -> list[tuple[CompressionMethod, Settings]]:
 def _steps(plan: Plan) -> list[tuple[CompressionMethod, Settings]]:
     """The plan's methods with their settings, in the order in which they act."""
     found = [(METHODS[step.method](), step.settings) for step in plan.steps]
-    return sorted(found, key=lambda step: step[0].stage)
+    return sorted(found, key=lambda step: (step[0].stage, step[0].order))
 
 
 class _Stopwatch:

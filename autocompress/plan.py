@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
@@ -46,6 +46,10 @@ class Step:
     settings: Mapping[str, Mapping[str, Scalar]]
 
 
+Penalty = Literal["none", "l1", "group_lasso"]
+"""What training may add to the loss to make a model sparse."""
+
+
 @dataclass(frozen=True)
 class Recovery:
     """Fine-tuning with distillation from the original model.
@@ -56,6 +60,13 @@ class Recovery:
         temperature: Softening of teacher and student outputs, > 0 (Hinton et al., "Distilling the knowledge in a
             neural network", 2015).
         alpha: Weight of the loss on the true targets, in [0, 1]; 1 - alpha goes to the teacher's outputs.
+        feature_weight: Weight of the mean squared difference between inner layers of student and teacher, relative to
+            the teacher's mean square, >= 0; 0 leaves it out (Romero et al., "FitNets: Hints for Thin Deep Nets", 2015).
+        penalty: What is added to the loss so that channels or weights go towards zero: "l1" sums the scales of batch
+            norms, or all weights of a model without any; "group_lasso" the norms of output channels.
+        penalty_weight: Factor of the penalty, > 0 if there is one; 0.01 with l1 or 0.001 with group_lasso does much.
+        sparsify_epochs: Epochs with the penalty, at the same rate, before structure is removed (Liu et al., "Learning
+            Efficient Convolutional Networks through Network Slimming", 2017). With 0 the penalty acts in the recovery.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -63,12 +74,40 @@ class Recovery:
     learning_rate: float = 0.003
     temperature: float = 2.0
     alpha: float = 0.5
+    feature_weight: float = 0.0
+    penalty: Penalty = "none"
+    penalty_weight: float = 0.0
+    sparsify_epochs: int = 0
 
     def __post_init__(self) -> None:
+        self._check_training()
+        self._check_penalty()
+
+    def _check_training(self) -> None:
         if self.epochs < 0 or self.learning_rate <= 0 or self.temperature <= 0 or not 0 <= self.alpha <= 1:
             raise InvalidInput(
                 f"recovery {self}: expected epochs >= 0, learning_rate > 0, temperature > 0 and alpha in [0, 1]"
             )
+        if self.feature_weight < 0:
+            raise InvalidInput(f"recovery: feature_weight {self.feature_weight}; expected a number >= 0")
+
+    def _check_penalty(self) -> None:
+        if self.penalty not in get_args(Penalty):
+            raise InvalidInput(f"recovery: penalty {self.penalty!r}; expected one of {', '.join(get_args(Penalty))}")
+        if self.penalty_weight < 0 or (self.penalty != "none") != (self.penalty_weight > 0):
+            raise InvalidInput(
+                f"recovery: penalty {self.penalty!r} with penalty_weight {self.penalty_weight}; expected a weight > 0 "
+                "with l1 or group_lasso, and 0 without a penalty"
+            )
+        if self.sparsify_epochs < 0 or (self.sparsify_epochs and self.penalty == "none"):
+            raise InvalidInput(
+                f"recovery: sparsify_epochs {self.sparsify_epochs} with penalty {self.penalty!r}; expected 0, or more "
+                "together with l1 or group_lasso"
+            )
+
+    def without_penalty(self) -> Recovery:
+        """The same training with nothing that makes the model sparse."""
+        return replace(self, penalty="none", penalty_weight=0.0, sparsify_epochs=0)
 
 
 @dataclass(frozen=True)
@@ -107,7 +146,8 @@ class Plan:
     @property
     def is_baseline(self) -> bool:
         """True if the plan leaves the user's model as it is."""
-        return self.architecture == ORIGINAL and not self.steps and self.recovery.epochs == 0
+        trained = self.recovery.epochs or self.recovery.sparsify_epochs
+        return self.architecture == ORIGINAL and not self.steps and not trained
 
     def without_recovery(self) -> Plan:
         """The same compression with no fine-tuning."""

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from autocompress.errors import InvalidInput, UnknownName
 from autocompress.graph.view import LayerView
 from autocompress.methods import METHODS, CompressionMethod
-from autocompress.plan import ORIGINAL, Plan, Scalar, Step
+from autocompress.plan import ORIGINAL, Plan, Scalar, Stage, Step
 from autocompress.profile import HardwareProfile
-from autocompress.space import Choice, Knob, SearchSpace, Suggest, policy_suggest, width_name
+from autocompress.space import Choice, Knob, SearchSpace, Suggest, policy_suggest, scaled_name
 
 Planner = Callable[[Suggest], Plan]
 
 
-def architectures(space: SearchSpace, students: tuple[str, ...]) -> tuple[str, ...]:
-    """The architectures that a space and a task offer; the original first."""
-    named = students if space.students else ()
-    return (ORIGINAL, *(width_name(width) for width in space.widths), *named)
+def architectures(space: SearchSpace, students: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The architectures that a space and a task offer; the original first.
+
+    Args:
+        space: Says which copies of the original there are, and how many variants of each student.
+        students: Name of each student of the task to its architectures.
+    """
+    widths, depths = (1.0, *space.widths), (1.0, *space.depths)
+    scaled = [scaled_name(width, depth) for depth in depths for width in widths if (width, depth) != (1, 1)]
+    wanted = {policy.get("architecture") for policy in space.policies}
+    offered = [
+        variant
+        for variants in (students.values() if space.students else ())
+        for number, variant in enumerate(variants)
+        if number < space.variants or variant in wanted
+    ]
+    return (ORIGINAL, *scaled, *offered)
 
 
 def planner(space: SearchSpace, models: Mapping[str, LayerView], profile: HardwareProfile) -> Planner:
@@ -37,22 +50,24 @@ def planner(space: SearchSpace, models: Mapping[str, LayerView], profile: Hardwa
         UnknownName: If the space names a method that is not registered, or layers that no architecture has.
     """
     _check_patterns(space, models)
-    methods = sorted((METHODS[name]() for name in space.methods), key=lambda method: method.stage)
+    methods = sorted((METHODS[name]() for name in space.methods), key=lambda method: (method.stage, method.order))
     names = tuple(models)
 
     def plan(suggest: Suggest) -> Plan:
         chosen = suggest("architecture", Choice(names)) if len(names) > 1 else names[0]
         architecture = str(chosen)
-        view, below = models[architecture], _below(architecture, suggest)
+        whole, below = models[architecture], _below(architecture, suggest)
+        view = whole
         steps = []
         for method in methods:
             settings = method.propose(view, below, space.methods[method.name], profile)
             if settings:
                 steps.append(Step(method.name, settings))
+                view = method.leaves(view, settings)
         is_student = architecture != ORIGINAL
-        share = view.macs / max(1, models[ORIGINAL].macs) if is_student else None
+        share = whole.macs / max(1, models[ORIGINAL].macs) if is_student else None
         recovery = space.recovery.resolve(share)
-        draft = Plan(architecture, tuple(steps), recovery)
+        draft = Plan(architecture, tuple(steps), recovery if _removes(steps) else recovery.without_penalty())
         return draft if is_student or _needs_recovery(steps) else draft.without_recovery()
 
     return plan
@@ -101,6 +116,7 @@ def _check_patterns(space: SearchSpace, models: Mapping[str, LayerView]) -> None
     """Refuse patterns of layers that match nothing in any architecture."""
     names = {layer.name for view in models.values() for layer in view.layers}
     names |= {group.name for view in models.values() for group in view.channel_groups}
+    names |= {block.name for view in models.values() for block in view.blocks}
     for method, part in space.methods.items():
         for pattern in (*part.layers, *part.exclude):
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -118,11 +134,16 @@ def record_answers(suggest: Suggest, answers: dict[str, Scalar]) -> Suggest:
 
 
 def policy_plans(
-    space: SearchSpace, plan: Planner, students: tuple[str, ...] = ()
+    space: SearchSpace, plan: Planner, students: Sequence[str] = ()
 ) -> tuple[tuple[dict[str, Scalar], Plan], ...]:
     """The answers and plans of the space's uniform policies, each plan once and none that changes nothing.
 
-    The first policy is also tried on each of the task's own students, after the others.
+    The first policy is also tried on some of the task's own students, after the others.
+
+    Args:
+        space: Where the policies are.
+        plan: Makes plans of answers.
+        students: Architectures of the task's own students to try, one of each student for example.
     """
     found: dict[str, tuple[dict[str, Scalar], Plan]] = {}
     first = space.policies[0] if space.policies else {}
@@ -138,6 +159,11 @@ def policy_plans(
 
 def _below(architecture: str, suggest: Suggest) -> Suggest:
     return lambda name, knob: suggest(f"{architecture}/{name}", knob)
+
+
+def _removes(steps: list[Step]) -> bool:
+    """True if channels, blocks or single weights go, for which a penalty prepares."""
+    return any(METHODS[step.method].stage in (Stage.STRUCTURE, Stage.WEIGHTS) for step in steps)
 
 
 def _needs_recovery(steps: list[Step]) -> bool:

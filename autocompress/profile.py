@@ -51,7 +51,8 @@ class HardwareProfile:
         threads: Threads of one inference.
         channel_multiple: Channel counts that are not a multiple of this waste work.
         kernels: Layer kind (`conv`, `linear`) to the precisions that run faster than fp32 there, among `int8`
-            (static, u8 activations and s8 weights) and `dynamic_int8`.
+            (static, u8 activations and s8 weights), `dynamic_int8` and `nbits` (blocks of 8, 4 or 2 bits, for products
+            of a single row).
         reduce_range: True to quantize weights to 7 bits, where the u8×s8 product saturates in 16 bits (x86 without
             VNNI).
         memory_bytes: Memory of the machine, 0 if unknown.
@@ -66,7 +67,7 @@ class HardwareProfile:
     provider: str = "CPUExecutionProvider"
     threads: int = 1
     channel_multiple: int = 8
-    kernels: Mapping[Literal["conv", "linear"], tuple[Literal["int8", "dynamic_int8"], ...]] = field(
+    kernels: Mapping[Literal["conv", "linear"], tuple[Literal["int8", "dynamic_int8", "nbits"], ...]] = field(
         default_factory=dict
     )
     reduce_range: bool = False

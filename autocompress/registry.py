@@ -18,14 +18,16 @@ class Registry(Generic[T]):
 
     Args:
         kind: What one entry is called in messages, for example "compression method".
-        package: The package whose modules register themselves; also the entry point group of plug-ins.
+        package: The package whose modules register themselves.
+        group: The entry point group of plug-ins; named like the package if not given.
 
     A module that fails to import fails loudly: its error reaches the caller.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, *, group: str = "") -> None:
         self.kind = kind
         self.package = package
+        self.group = group or package
         self._entries: dict[str, T] = {}
         self._gathered = False
 
@@ -66,6 +68,6 @@ class Registry(Generic[T]):
         for module in pkgutil.iter_modules(package.__path__):
             if not module.name.startswith("_"):
                 importlib.import_module(f"{self.package}.{module.name}")
-        for point in entry_points(group=self.package):
+        for point in entry_points(group=self.group):
             self.register(point.load())
         self._gathered = True

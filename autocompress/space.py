@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from autocompress.errors import InvalidInput
-from autocompress.plan import ORIGINAL, Recovery, Scalar
+from autocompress.plan import ORIGINAL, Penalty, Recovery, Scalar
 from autocompress.resources import find_yaml
 from autocompress.serialization import digest, from_data, read_yaml
 
@@ -86,7 +87,8 @@ class RecoverySpace:
             less time, get more of them in proportion, up to twice as many.
         learning_rate: Peak learning rate for models that keep the original's weights.
         student_learning_rate: Peak learning rate for students.
-        temperature, alpha: As in `Recovery`.
+        temperature, alpha, feature_weight: As in `Recovery`.
+        penalty, penalty_weight, sparsify_epochs: As in `Recovery`; only for plans that remove something.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -96,6 +98,17 @@ class RecoverySpace:
     student_learning_rate: float = 0.01
     temperature: float = 2.0
     alpha: float = 0.5
+    feature_weight: float = 0.0
+    penalty: Penalty = "none"
+    penalty_weight: float = 0.0
+    sparsify_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        for epochs in (self.epochs, self.student_epochs):
+            if isinstance(epochs, int) and epochs < 0:
+                raise InvalidInput(f"recovery: epochs {epochs}; expected a number >= 0 or auto")
+        self._recovery(0, self.learning_rate)
+        self._recovery(0, self.student_learning_rate)
 
     def resolve(self, macs_share: float | None = None) -> Recovery:
         """The recovery of one plan; the epochs must be numbers by now.
@@ -108,8 +121,18 @@ class RecoverySpace:
             epochs, rate = self.student_epochs, self.student_learning_rate
         assert isinstance(epochs, int), "epochs are resolved before the first plan is made"
         longer = 1.0 if macs_share is None else min(MOST_STUDENT_FACTOR, max(1.0, 1 / max(macs_share, 1e-9)))
+        return self._recovery(round(longer * epochs), rate)
+
+    def _recovery(self, epochs: int, rate: float) -> Recovery:
         return Recovery(
-            epochs=round(longer * epochs), learning_rate=rate, temperature=self.temperature, alpha=self.alpha
+            epochs=epochs,
+            learning_rate=rate,
+            temperature=self.temperature,
+            alpha=self.alpha,
+            feature_weight=self.feature_weight,
+            penalty=self.penalty,
+            penalty_weight=self.penalty_weight,
+            sparsify_epochs=self.sparsify_epochs,
         )
 
 
@@ -121,7 +144,11 @@ class SearchSpace:
         methods: Method name to what it may do.
         widths: Widths of the students made from the original, each in (0, 1); a student of width 0.5 has half the
             channels in every layer and fresh weights.
+        depths: Depths of the students made from the original, each in (0, 1); a student of depth 0.5 has half the
+            blocks that can be left out. With both, students of each width and depth are offered too.
         students: True to include the students that the task names.
+        variants: Architectures that each student with ranges offers at most, spread evenly over the ranges. Those that
+            a policy names are offered in any case.
         recovery: How every compressed model is fine-tuned.
         policies: Settings tried first, the same for all layers: `method/parameter` to value, and `architecture`.
     """
@@ -131,14 +158,21 @@ class SearchSpace:
     description: str = ""
     methods: Mapping[str, MethodSpace] = field(default_factory=dict)
     widths: tuple[float, ...] = ()
+    depths: tuple[float, ...] = ()
     students: bool = True
+    variants: int = 12
     recovery: RecoverySpace = field(default_factory=RecoverySpace)
     policies: tuple[Mapping[str, Scalar], ...] = ()
 
     def __post_init__(self) -> None:
-        for width in self.widths:
-            if not 0 < width < 1:
-                raise InvalidInput(f"search space {self.name!r}: width {width}: expected a number between 0 and 1")
+        for what, numbers in (("width", self.widths), ("depth", self.depths)):
+            for number in numbers:
+                if not 0 < number < 1:
+                    raise InvalidInput(
+                        f"search space {self.name!r}: {what} {number}: expected a number between 0 and 1"
+                    )
+        if self.variants < 1:
+            raise InvalidInput(f"search space {self.name!r}: variants {self.variants}; expected at least 1")
         for policy in self.policies:
             for key in policy:
                 self._check_policy_key(key)
@@ -175,20 +209,28 @@ def load_space(name: str) -> SearchSpace:
     return from_data(SearchSpace, {"name": Path(path).stem} | data, source=str(path))
 
 
-def width_name(width: float) -> str:
-    """The architecture name of a student made from the original, `width_0.5`."""
-    return f"width_{width:g}"
+_SCALED = re.compile(r"(?=.)(?:width_(?P<width>[\d.e-]+))?(?:(?:^|(?<=.)_)depth_(?P<depth>[\d.e-]+))?")
 
 
-def parse_width(architecture: str) -> float | None:
-    """The width in a name like `width_0.5`, or None for other names."""
-    prefix, _, number = architecture.partition("width_")
-    if prefix or not number:
+def scaled_name(width: float = 1.0, depth: float = 1.0) -> str:
+    """The architecture name of a student made from the original.
+
+    >>> scaled_name(width=0.5), scaled_name(depth=0.75), scaled_name(0.5, 0.75)
+    ('width_0.5', 'depth_0.75', 'width_0.5_depth_0.75')
+    """
+    return "_".join(f"{what}_{share:g}" for what, share in (("width", width), ("depth", depth)) if share != 1)
+
+
+def parse_scaled(architecture: str) -> tuple[float, float] | None:
+    """Width and depth in a name that `scaled_name` gives, 1 for what it does not say; None for other names."""
+    match = _SCALED.fullmatch(architecture)
+    if match is None:
         return None
     try:
-        return float(number)
+        scale = float(match["width"] or 1), float(match["depth"] or 1)
     except ValueError:
         return None
+    return scale if scaled_name(*scale) == architecture else None
 
 
 def policy_suggest(policy: Mapping[str, Scalar]) -> Suggest:

@@ -19,6 +19,9 @@ import numpy as np
 from autocompress.data import Array, Split, as_array, as_split, head, spread
 from autocompress.errors import AutocompressError, InvalidInput, UnknownName, did_you_mean
 from autocompress.objective import MEASURED, Direction
+from autocompress.plan import Scalar
+from autocompress.serialization import dumps
+from autocompress.student import Student
 from autocompress.user_code import failed, user_code
 
 if TYPE_CHECKING:
@@ -106,7 +109,11 @@ class Task:
         metric: "accuracy", "mse" or a `Metric`.
         loss: (outputs, targets) of tensors to a scalar tensor; by default cross-entropy for whole-number targets and
             mean squared error for others.
-        students: Name to a function that returns an untrained smaller model with the same inputs and outputs.
+        students: Name to a function that returns an untrained smaller model with the same inputs and outputs, or to a
+            `Student`, whose function takes what may vary as keyword arguments.
+        features: Layers whose outputs are matched where the recovery asks for it: names that model and students share,
+            or name in the student to name in the model. By default, and for architectures with none of these layers,
+            the parts that both have directly below the whole, such as the stages of a residual network.
         example_inputs: One input of the deployed model, arrays (1, …); by default the first validation sample.
         batch_size: Samples in a training step, for data given as arrays.
 
@@ -122,7 +129,8 @@ class Task:
     calibration: Any = None
     metric: str | Metric = "accuracy"
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
-    students: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
+    students: Mapping[str, Student | Callable[[], nn.Module]] = field(default_factory=dict)
+    features: Mapping[str, str] | tuple[str, ...] = ()
     example_inputs: tuple[Array, ...] = ()
     batch_size: int = 64
 
@@ -142,7 +150,8 @@ class Task:
         if self.batch_size < 1:
             raise InvalidInput(f"task {self.name!r}: batch_size {self.batch_size}; expected at least 1")
         for name in self.students:
-            if not name.isidentifier() or name in ("original", "architecture") or name.startswith("width_"):
+            taken = name in ("original", "architecture") or name.startswith(("width_", "depth_"))
+            if taken or not name.isidentifier():
                 raise InvalidInput(
                     f"task {self.name!r}: a student can't be called {name!r}; choose another name of letters, digits "
                     "and _"
@@ -217,15 +226,38 @@ class Task:
         )
         return self._module(module, "model")
 
+    @cached_property
+    def _students(self) -> dict[str, dict[str, tuple[Student, dict[str, Scalar]]]]:
+        """Name of a student to its architectures, each with the function and what to give it."""
+        given = {name: one if isinstance(one, Student) else Student(one) for name, one in self.students.items()}
+        return {
+            name: {variant: (student, answers) for variant, answers in student.variants(name).items()}
+            for name, student in given.items()
+        }
+
+    @property
+    def student_variants(self) -> dict[str, tuple[str, ...]]:
+        """Name of each student to its architectures, the first few of which are spread evenly over its ranges."""
+        return {name: tuple(variants) for name, variants in self._students.items()}
+
     def build_student(self, name: str) -> nn.Module:
-        """A fresh, untrained student by its name.
+        """A fresh, untrained student by the name of its architecture.
 
         Raises:
-            UnknownName: If the task names no such student.
+            UnknownName: If the task's students give no such architecture.
         """
-        if name not in self.students:
-            raise UnknownName("architecture", name, ["original", *self.students])
-        return self._module(user_code(self.students[name], f"building the student {name!r}"), f"student {name!r}")
+        known = {variant: made for variants in self._students.values() for variant, made in variants.items()}
+        if name not in known:
+            raise UnknownName("architecture", name, ["original", *known])
+        student, answers = known[name]
+        return self._module(
+            user_code(lambda: student.build(**answers), f"building the student {name!r}"), f"student {name!r}"
+        )
+
+    @cached_property
+    def feature_pairs(self) -> dict[str, str]:
+        """Layer of the student to the layer of the model whose output it is to match."""
+        return dict(self.features) if isinstance(self.features, Mapping) else {name: name for name in self.features}
 
     def _module(self, module: Any, what: str) -> nn.Module:
         if not hasattr(module, "state_dict"):
@@ -271,7 +303,10 @@ class Task:
         return value
 
     def fingerprint(self) -> dict[str, str]:
-        """Digests of model, data and metric; a run directory of another task is recognized by them."""
+        """Digests of model, data, students and metric; a run directory of another task is recognized by them.
+
+        Of functions (loss, metric, the students' builders) only names and ranges are seen, not what they do.
+        """
         weights = hashlib.sha256()
         for name, tensor in self.build_model().state_dict().items():
             array = tensor.detach().cpu().numpy()
@@ -279,7 +314,19 @@ class Task:
             weights.update(np.ascontiguousarray(array).tobytes())
         names: tuple[SplitName, ...] = ("train", "validation", "test") if self.has_test else ("train", "validation")
         prints = {f"{name} data": self.split(name).fingerprint() for name in names}
-        return {"model": weights.hexdigest()[:16], **prints, "metric": self.the_metric.name}
+        return {
+            "model": weights.hexdigest()[:16],
+            **prints,
+            "metric": self.the_metric.name,
+            "loss": getattr(self.loss, "__qualname__", type(self.loss).__name__),
+            "students": _short_digest(dumps([sorted(variants) for _, variants in sorted(self._students.items())])),
+            "features": _short_digest(dumps(sorted(self.feature_pairs.items()))),
+            "example inputs": ", ".join(f"{array.dtype} {array.shape}" for array in self.examples),
+        }
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_task(reference: str) -> Task:

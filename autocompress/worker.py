@@ -43,7 +43,7 @@ class Description:
         maximize: True if more of it is better.
         is_percentage: True if it is a share in [0, 1].
         fingerprints: Digests of model, data and metric.
-        students: Names of the task's own students.
+        students: An architecture of each of the task's own students, the middle one of those with ranges.
     """
 
     task: str
@@ -79,7 +79,7 @@ def describe(source: TaskSource, space: SearchSpace) -> Description:
     from autocompress.planner import architectures, check_space
 
     task = source.load()
-    check_space(space, architectures(space, tuple(task.students)))
+    check_space(space, architectures(space, task.student_variants))
     metric = task.the_metric
     return Description(
         task=task.name,
@@ -87,7 +87,7 @@ def describe(source: TaskSource, space: SearchSpace) -> Description:
         maximize=metric.direction == "maximize",
         is_percentage=metric.is_percentage,
         fingerprints=task.fingerprint(),
-        students=tuple(task.students),
+        students=tuple(variants[0] for variants in task.student_variants.values()),
     )
 
 

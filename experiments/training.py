@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autocompress.data import Array, as_split
+from autocompress.data import Array, Batch, as_split
+from autocompress.errors import InvalidInput
 from autocompress.serialization import digest, write_atomically
 from autocompress.task import Task
 
@@ -37,6 +38,7 @@ class Recipe:
         weight_decay: Of AdamW.
         shift: Largest random shift of an image along its rows and its columns, in pixels.
         turn: Largest random rotation in radians.
+        label_smoothing: Share of each target that is spread over all classes, in [0, 1).
         seed: Of the first weights, the order and the augmentation.
     """
 
@@ -46,6 +48,7 @@ class Recipe:
     weight_decay: float = 0.05
     shift: tuple[float, float] = (0.0, 0.0)
     turn: float = 0.0
+    label_smoothing: float = 0.0
     seed: int = 0
 
 
@@ -55,7 +58,8 @@ def trained(name: str, build: Callable[[], nn.Module], data: Pair, recipe: Recip
     Args:
         name: Of the task, for the cache and the progress bar.
         build: Makes the untrained network.
-        data: Training images (samples, channels, rows, columns) and classes.
+        data: Training inputs (samples, …), images (samples, channels, rows, columns) if the recipe moves them, and
+            classes.
         recipe: How to train.
 
     Returns:
@@ -91,7 +95,8 @@ def fit(network: nn.Module, data: Pair, recipe: Recipe, title: str) -> None:
         for _ in range(recipe.epochs):
             order = torch.randperm(len(targets))[: steps * recipe.batch_size]
             for rows in order.reshape(steps, recipe.batch_size):
-                loss = functional.cross_entropy(network(_augment(inputs[rows], recipe)), targets[rows])
+                outputs = network(_augment(inputs[rows], recipe))
+                loss = functional.cross_entropy(outputs, targets[rows], label_smoothing=recipe.label_smoothing)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -118,6 +123,81 @@ def stratified(classes: Array, sizes: tuple[int, ...], seed: int) -> tuple[Array
         for part, chunk in zip(parts, np.split(rows, np.round(ends * len(rows)).astype(int)), strict=True):
             part.append(chunk)
     return tuple(np.sort(np.concatenate(part)) for part in parts)
+
+
+@dataclass(frozen=True)
+class CroppedImages:
+    """Training images of whole numbers, shifted, mirrored and normalized anew in every epoch.
+
+    Args:
+        images: Bytes (samples, channels, rows, columns).
+        classes: Class of each image (samples,).
+        mean, deviation: Of each channel, for values in [0, 1].
+        border: Black pixels around each image, from which it is cut out again at a random place.
+    """
+
+    images: Array
+    classes: Array
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    border: int = 4
+
+    def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Batches of up to `size` images; shuffled and moved if a seed is given, else in order and as they are."""
+        if seed is None:
+            for start in range(0, len(self.classes), size):
+                chunk = slice(start, start + size)
+                yield Batch((normalized(self.images[chunk], self.mean, self.deviation),), self.classes[chunk])
+            return
+        generator = np.random.default_rng(seed)
+        order = generator.permutation(len(self.classes))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            moved = self._moved(self.images[rows], generator)
+            yield Batch((normalized(moved, self.mean, self.deviation),), self.classes[rows])
+
+    def fingerprint(self) -> str:
+        """Digest of the images as they are."""
+        return as_split((self.images, self.classes), "train").fingerprint()
+
+    def _moved(self, images: Array, generator: np.random.Generator) -> Array:
+        count, _, height, width = images.shape
+        edge = (self.border, self.border)
+        padded = np.pad(images, ((0, 0), (0, 0), edge, edge))
+        down, right = generator.integers(0, 2 * self.border + 1, (2, count, 1))
+        columns = right + np.arange(width)
+        mirrored = generator.random(count) < 0.5
+        columns[mirrored] = columns[mirrored, ::-1]
+        samples = np.arange(count)[:, None, None, None]
+        channels = np.arange(images.shape[1])[:, None, None]
+        moved: Array = padded[
+            samples, channels, (down + np.arange(height))[:, None, :, None], columns[:, None, None, :]
+        ]
+        return moved
+
+
+def normalized(images: Array, mean: tuple[float, ...], deviation: tuple[float, ...]) -> Array:
+    """Bytes (samples, channels, rows, columns) as floats, of which each channel has mean 0 and deviation 1."""
+    shift, scale = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (mean, deviation))
+    floats: Array = (images.astype(np.float32) / 255 - shift) / scale
+    return floats
+
+
+def data_file(task: str, name: str) -> Path:
+    """A file of the data folder, which `--data DIR` or AUTOCOMPRESS_DATA gives.
+
+    Raises:
+        InvalidInput: If no data folder is given, or it does not hold the file.
+    """
+    folder = os.environ.get("AUTOCOMPRESS_DATA", "")
+    if not folder:
+        raise InvalidInput(
+            f"the {task} task has no data: give the folder that holds {task}/ by --data DIR or AUTOCOMPRESS_DATA"
+        )
+    path = Path(folder).expanduser() / task / name
+    if not path.is_file():
+        raise InvalidInput(f"the {task} task found no file {path}; give the folder that holds {task}/{name}")
+    return path
 
 
 def print_accuracies(task: Task) -> None:

@@ -5,18 +5,25 @@ A constraint is a parametrization of torch, so the model's own code sees obeying
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 
 class Constraint(nn.Module):
-    """Turns the free weight of a layer into one that obeys; several on one weight act in the order they were put on."""
+    """Turns the free weight of a layer into one that obeys; several on one weight act in the order they were put on.
+
+    The first one may keep a free weight of another shape, which its method `right_inverse` makes of the layer's.
+    """
 
     survives_scaling: ClassVar[bool] = False
     """True if a weight that obeys still does when its output channels are scaled, as when a batch norm is folded."""
+
+    trains_free_weight: bool = True
+    """False if the free weight is to stay as it is, since only the constraint's own parameters are trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +31,7 @@ class Constraint(nn.Module):
         """True once the schedule is over, whatever training follows."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight that obeys, of the same shape; gradients flow to the free one."""
+        """The weight that obeys, of the shape that the layer needs; gradients flow to the free one."""
         raise NotImplementedError
 
     def advance(self, progress: float) -> None:
@@ -57,10 +64,48 @@ def constraints(model: nn.Module) -> Iterator[Constraint]:
     return (module for module in model.modules() if isinstance(module, Constraint))
 
 
+def users(model: nn.Module, module: nn.Module, parameter: str = "weight") -> tuple[tuple[nn.Module, str], ...]:
+    """The modules of a model that use the free weight of one of them, with its name there; several if it is tied."""
+    if not _has_one_tensor(module, parameter):
+        return ((module, parameter),)
+    weight = free_weight(module, parameter)
+    found: list[tuple[nn.Module, str]] = []
+    for other in model.modules():
+        if not isinstance(other, parametrize.ParametrizationList):
+            names = [name for name in _weight_names(other) if _has_one_tensor(other, name)]
+            found += ((other, name) for name in names if free_weight(other, name) is weight)
+    return tuple(found)
+
+
 def release(model: nn.Module) -> nn.Module:
     """Make the obeying weights plain parameters again, in place; returns the model."""
-    for module in model.modules():
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    release_weights([(module, name) for module in model.modules() for name in _weight_names(module)])
     return model
+
+
+def release_weights(held: Iterable[tuple[nn.Module, str]]) -> None:
+    """Make some obeying weights plain parameters again, in place; of tied ones all have to be given."""
+    held = [(module, name) for module, name in held if parametrize.is_parametrized(module, name)]
+    obeying = [getattr(module, name).detach().clone() for module, name in held]  # before a tied one is changed
+    for (module, name), weight in zip(held, obeying, strict=True):
+        several = not _has_one_tensor(module, name)
+        shared = type(module)  # torch takes the weight off the class, which copies of a parametrized module share
+        module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+        parametrize.remove_parametrizations(module, name, leave_parametrized=several)
+        with torch.no_grad():
+            free_weight(module, name).set_(weight)
+        free_weight(module, name).grad = None
+
+
+def _weight_names(module: nn.Module) -> list[str]:
+    names = {name for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)}
+    if parametrize.is_parametrized(module):
+        names |= set(module.parametrizations)  # type: ignore[arg-type]
+    return sorted(names)
+
+
+def _has_one_tensor(module: nn.Module, parameter: str) -> bool:
+    """False for parametrizations of the user's own with several free tensors, such as weight norm."""
+    if not parametrize.is_parametrized(module, parameter):
+        return True
+    return bool(module.parametrizations[parameter].is_tensor)  # type: ignore[index,union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.data import Array
 from autocompress.errors import InfeasiblePlan
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+T = TypeVar("T")
+
+
 def layer_view(model: nn.Module, examples: tuple[Array, ...], architecture: str = ORIGINAL) -> LayerView:
-    """The model as layers and channel groups.
+    """The model as layers, channel groups and residual blocks.
 
     Args:
         model: Left as it is.
@@ -27,13 +30,21 @@ def layer_view(model: nn.Module, examples: tuple[Array, ...], architecture: str 
 
     Returns:
         The layers that the forward pass uses, in the order of the model, and the channel groups that can be pruned:
-        none if the model can't be traced, for which `channel_groups` gives the reason.
+        none if the model can't be traced, for which `channel_groups` gives the reason; likewise the residual blocks.
     """
+    from autocompress.graph.blocks import residual_blocks  # holds a module of torch
+
+    groups = _found(channel_groups, model, examples)
+    return LayerView(
+        architecture, used_layers(model, examples), groups, blocks=_found(residual_blocks, model, examples)
+    )
+
+
+def _found(find: Callable[..., tuple[T, ...]], model: nn.Module, examples: tuple[Array, ...]) -> tuple[T, ...]:
     try:
-        groups = channel_groups(model, examples)
+        return find(model, examples)
     except InfeasiblePlan:
-        groups = ()
-    return LayerView(architecture, used_layers(model, examples), groups)
+        return ()
 
 
 def used_layers(model: nn.Module, examples: tuple[Array, ...]) -> tuple[Layer, ...]:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-WEIGHT_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators whose second input is the weight of a convolution or linear layer."""
+FLOAT = 1
+"""`TensorProto.FLOAT`, written out so that this module needs no ONNX."""
+
+WEIGHT_INPUTS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
+"""Operators that read the weight of a layer, with the place of the weight among their inputs."""
 
 _REPEAT = re.compile(r"_\d+$")
 
 
 def weight_nodes(graph: ModelProto, layers: Iterable[str]) -> dict[str, tuple[NodeProto, ...]]:
-    """The nodes beneath each layer that multiply with a constant weight.
+    """The nodes beneath each layer that multiply with a constant weight or look rows of it up.
 
     A product of two activations, as in attention, is none of them. A layer that the model calls twice has two nodes;
     one that was split into several modules has a node for each.
@@ -28,9 +31,29 @@ def weight_nodes(graph: ModelProto, layers: Iterable[str]) -> dict[str, tuple[No
     Returns:
         Layer name to its nodes in the order of the graph; an empty tuple for a layer without any.
     """
-    weights = {tensor.name for tensor in graph.graph.initializer}
-    nodes = [node for node in graph.graph.node if node.op_type in WEIGHT_OPERATORS and node.input[1] in weights]
-    return {layer: tuple(node for node in nodes if is_beneath(node, layer)) for layer in layers}
+    floats = {tensor.name: len(tensor.dims) for tensor in graph.graph.initializer if tensor.data_type == FLOAT}
+    nodes = [node for node in graph.graph.node if floats.get(weight_of(node), 0) >= 2 and _is_layer(node, floats)]
+    tables = {weight_of(node) for node in nodes if node.op_type == "Gather"}
+    return {layer: tuple(node for node in nodes if _belongs(node, layer, tables)) for layer in layers}
+
+
+def weight_of(node: NodeProto) -> str:
+    """The name of the input in which a node reads a weight, empty for operators without one."""
+    place = WEIGHT_INPUTS.get(node.op_type)
+    return "" if place is None else str(node.input[place])
+
+
+def _is_layer(node: NodeProto, floats: dict[str, int]) -> bool:
+    """False for a Gather that is no table of embeddings."""
+    rows = all(attribute.i == 0 for attribute in node.attribute if attribute.name == "axis")
+    return node.op_type != "Gather" or (rows and floats[weight_of(node)] == 2)
+
+
+def _belongs(node: NodeProto, layer: str, tables: set[str]) -> bool:
+    """A linear layer that shares the table of an embedding is told by its scope alone."""
+    if node.op_type != "Gather" and weight_of(node) in tables:
+        return scope_is_beneath(node.name, layer)
+    return is_beneath(node, layer)
 
 
 def is_beneath(node: NodeProto, layer: str) -> bool:
@@ -39,7 +62,7 @@ def is_beneath(node: NodeProto, layer: str) -> bool:
     A weight that kept the name of its parameter decides; the exporter renames what it transposes or folds, and then
     the scope does.
     """
-    weight: str = node.input[1]
+    weight = weight_of(node)
     if "." in weight and not weight.startswith("onnx::"):
         return weight.startswith(f"{layer}.")
     return scope_is_beneath(node.name, layer)

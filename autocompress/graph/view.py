@@ -41,25 +41,48 @@ class ChannelGroup:
     """Channels of several layers that can only be removed together.
 
     Args:
-        name: The first of `layers` in the order of the model; the group goes by it.
+        name: The first of `layers` in the order of the model; the group goes by it. Where a layer's channels are
+            taken apart, what the group holds follows: `attention.query:heads` and `attention.query:width`.
         layers: Layers whose output channels are removed.
         channels: How many there are.
+        kind: "heads" if each of them is a block of several channels of the first layer, such as an attention head or
+            a group of a grouped convolution.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     name: str
     layers: tuple[str, ...]
     channels: int
+    kind: Literal["channels", "heads"] = "channels"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block, which can be taken out so that its input flows on.
+
+    Args:
+        name: Of the module in the user's model.
+        parameters: Number of weights and biases inside.
+        macs: Multiply-adds of the layers inside, for one example inference.
+        layers: Names of the layers inside.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    name: str
+    parameters: int
+    macs: int
+    layers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """A model as layers and channel groups; computed once for each architecture, readable without torch."""
+    """A model as layers, channel groups and residual blocks; one for each architecture, readable without torch."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     architecture: str
     layers: tuple[Layer, ...]
     channel_groups: tuple[ChannelGroup, ...]
+    blocks: tuple[Block, ...] = ()
 
     @property
     def parameters(self) -> int:

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 
 from autocompress.data import Array
 from autocompress.errors import InfeasiblePlan, InvalidInput
-from autocompress.graph.channel_groups import channel_groups, kept_channels, remove_channels
+from autocompress.graph.channel_groups import channel_groups, kept_of_group, remove_channels
 
 if TYPE_CHECKING:
     from torch import nn
 
 
 def scaled_copy(model: nn.Module, examples: tuple[Array, ...], width: float, multiple: int) -> nn.Module:
-    """A student with a share of the channels in every group and fresh weights.
+    """A student with a share of the channels, and of the heads, in every group and fresh weights.
 
     Args:
         model: Left as it is.
         examples: Inputs of one inference, arrays (batch, …).
         width: Share of the channels to keep, in (0, 1).
-        multiple: What channel counts are rounded to where there are enough; see `kept_channels`.
+        multiple: What channel counts are rounded to where there are enough, head counts never; see `kept_channels`.
 
     Returns:
         A trainable model, initialized by the `reset_parameters` of its modules with torch's random numbers. Parameters
@@ -34,7 +34,7 @@ def scaled_copy(model: nn.Module, examples: tuple[Array, ...], width: float, mul
         raise InvalidInput(f"width {width}: expected a number between 0 and 1")
     victims = {}
     for group in channel_groups(model, examples):
-        kept = kept_channels(group.channels, 1 - width, multiple)
+        kept = kept_of_group(group, 1 - width, multiple)
         if kept < group.channels:
             victims[group.name] = range(kept, group.channels)
     if not victims:

@@ -50,6 +50,9 @@ class CompressionMethod(ABC):
 
     name: ClassVar[str]
     stage: ClassVar[Stage]
+    order: ClassVar[int] = 0
+    """Among the methods of one stage, those of a lower order act first."""
+
     parameters: ClassVar[Mapping[str, str]]
     """Every parameter that a setting may hold, with what it means."""
 
@@ -63,6 +66,10 @@ class CompressionMethod(ABC):
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True if a parameter may have a value in some setting, or it is the neutral one."""
         return True
+
+    def leaves(self, model: LayerView, settings: Settings) -> LayerView:
+        """What later methods can act on once the settings are carried out, for methods that remove whole layers."""
+        return model
 
     def check(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> None:  # noqa: B027
         """Refuse settings that this model or machine can't take.
@@ -106,8 +113,16 @@ class CompressionMethod(ABC):
         are put back afterwards.
 
         Raises:
-            InfeasiblePlan: If a setting names no layer of the model, holds an unknown parameter, or changed nothing.
+            InfeasiblePlan: If a setting names no layer of the model, holds an unknown parameter, or changed nothing;
+                the message begins with the method's name.
         """
+        try:
+            return self._apply_to_copy(model, settings, context)
+        except InfeasiblePlan as error:
+            text = str(error)
+            raise InfeasiblePlan(text if text.startswith(self.name) else f"{self.name}: {text}") from error
+
+    def _apply_to_copy(self, model: nn.Module, settings: Settings, context: Context) -> nn.Module:
         import torch
 
         from autocompress.graph.folding import fold_batch_norms

@@ -1,95 +1,159 @@
-"""Quantization to 8 bits, layer by layer, in the exported graph."""
+"""Quantization: integers of 2 to 8 bits or 16-bit floats, chosen for each layer."""
 
 from __future__ import annotations
 
 import copy
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from autocompress.data import Array, Split
+from autocompress.data import Array
 from autocompress.errors import InfeasiblePlan
+from autocompress.graph.ranges import CALIBRATIONS, Range, histogram_of, range_of
 from autocompress.graph.scopes import weight_nodes
 from autocompress.graph.view import Layer, LayerView
 from autocompress.methods._base import METHODS, CompressionMethod, Context, values_of
+from autocompress.methods._integer_weights import (
+    Form,
+    Weights,
+    add_domain,
+    attributes_of,
+    blockwise,
+    check_block,
+    dynamic_product,
+)
+from autocompress.methods._qdq import Static, quantize_static, replace_entries, take_ranges
 from autocompress.plan import Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, MethodSpace, Suggest
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
+    from torch import nn
 
 FLOAT, STATIC, DYNAMIC = "fp32", "int8", "dynamic_int8"
+WEIGHT_ONLY, BLOCKWISE, HALF = "weight_only", "nbits", "fp16"
+PRECISIONS: Mapping[str, tuple[str, ...]] = {
+    "conv": (HALF, WEIGHT_ONLY, STATIC),
+    "linear": (HALF, WEIGHT_ONLY, BLOCKWISE, STATIC, DYNAMIC),
+    "attention": (HALF, WEIGHT_ONLY, BLOCKWISE, STATIC, DYNAMIC),
+    "embedding": (HALF, WEIGHT_ONLY),
+}
+"""Layer kind to what layers of it can have instead of float; transposed convolutions have no integer kernel."""
+
 KERNELS: Mapping[str, Literal["conv", "linear"]] = {"conv": "conv", "linear": "linear", "attention": "linear"}
 """Layer kind to the kernels it runs on."""
 
-FOLLOWERS = frozenset(
-    (
-        *("Relu", "Clip", "LeakyRelu", "Sigmoid", "Add", "Mul"),
-        *("MaxPool", "AveragePool", "GlobalAveragePool"),
-        *("Concat", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice"),
-    )
-)
-"""Operators that ONNX Runtime computes on integers if all their inputs are; they follow the layers before them."""
+FOLDED = (HALF, WEIGHT_ONLY)
+"""Precisions whose weights become floats when the model is loaded: as fast as float, only smaller."""
 
-ACTIVATIONS = frozenset(
-    (
-        "Relu",
-        "LeakyRelu",
-        "Sigmoid",
-        "Tanh",
-        "Elu",
-        "Selu",
-        "HardSigmoid",
-        "Softplus",
-        "Softsign",
-        "ThresholdedRelu",
-    )
-)
-"""Operators that ONNX Runtime fuses into a Gemm before them."""
+DEFAULT_PRECISIONS = (FLOAT, WEIGHT_ONLY, STATIC, DYNAMIC)
+DEFAULT_BITS = (8, 4)
+BITS = range(2, 9)
+BLOCK_BITS = (2, 4, 8)
+BLOCK_SIZES = (32, 64, 128, 256)
+"""What `MatMulNBits` takes; with blocks of 16 it takes 21 times as long as float at 2 bits."""
+
+BLOCK_SIZE = 32
+
+OBSERVED_SAMPLES = 64
+"""Calibration samples that learned ranges start from."""
+
+CHOICES: Mapping[str, tuple[Scalar, ...]] = {
+    "precision": (FLOAT, *PRECISIONS["linear"]),
+    "bits": tuple(BITS),
+    "granularity": ("per_channel", "per_tensor"),
+    "symmetric": (True, False),
+    "calibration": CALIBRATIONS,
+    "scales": ("observed", "learned"),
+    "block_size": BLOCK_SIZES,
+}
+"""Every parameter with its values."""
+
+SUITS: Mapping[str, tuple[str, ...]] = {
+    "bits": (STATIC, DYNAMIC, WEIGHT_ONLY, BLOCKWISE),
+    "granularity": (STATIC, DYNAMIC, WEIGHT_ONLY),
+    "symmetric": (DYNAMIC, WEIGHT_ONLY),
+    "calibration": (STATIC,),
+    "scales": (STATIC, DYNAMIC, WEIGHT_ONLY, BLOCKWISE),
+    "block_size": (BLOCKWISE,),
+}
+"""The precisions that a parameter means something to. Convolutions on integers have no kernel for weights that are not
+symmetric, and blocks are symmetric."""
 
 
 @METHODS.register
 class Quantization(CompressionMethod):
-    """Static quantization (u8 activations, s8 weights for each channel) or dynamic, chosen for each layer.
+    """Weights of 2 to 8 bits with u8 activations, static or dynamic, or float ones; or weights as 16-bit floats.
+
+    Below 8 bits, and with learned scales, the weights are held to their grids while the model is trained; otherwise
+    all happens in the exported graph. Fewer bits make the file smaller, not the model faster: kernels compute on 8.
 
     A layer left in float between two static ones is not float in the end: ONNX Runtime quantizes its weight when it
     loads the graph. What ran on integers is known only from the optimized graph.
 
     References:
         Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
-        2018.
+        2018. Esser et al., "Learned Step Size Quantization", 2020.
     """
 
     name = "quantization"
     stage = Stage.NUMERICS
     parameters: ClassVar[Mapping[str, str]] = {
-        "precision": "fp32, int8 (ranges of activations from calibration) or dynamic_int8 (linear layers only)"
+        "precision": (
+            "fp32, int8 (ranges of activations from calibration), dynamic_int8 (linear layers only), weight_only "
+            "(float activations), nbits (weights in blocks, linear layers only) or fp16 (weights alone)"
+        ),
+        "bits": "of the weights, 2 to 8 (default); 2, 4 or 8 for nbits",
+        "granularity": (
+            "per_channel or per_tensor, which weights share a scale; by default per_tensor for dynamic_int8 with 8 "
+            "bits, per_channel for all else"
+        ),
+        "symmetric": "true (default) or false (dynamic_int8 and weight_only): whether weights have no zero point",
+        "calibration": "minmax (default), percentile, entropy or mse, for the ranges of activations of int8",
+        "scales": "observed (default) or learned, with the ranges of int8's activations",
+        "block_size": "inputs that share a scale with nbits: 32 (default), 64, 128 or 256",
     }
 
     def propose(self, model: LayerView, suggest: Suggest, space: MethodSpace, profile: HardwareProfile) -> Settings:
-        """A precision for each layer, among those that run faster than float on this machine."""
-        wanted = values_of(space, "precision", (FLOAT, STATIC, DYNAMIC))
+        """A precision for each layer, faster on this machine than float or as fast and smaller; then the bits.
+
+        Other parameters are asked where the space names values for them.
+        """
+        wanted = values_of(space, "precision", DEFAULT_PRECISIONS)
         settings: dict[str, dict[str, Scalar]] = {}
         for layer in model.layers:
-            kernel = KERNELS.get(layer.kind)
-            fast = profile.kernels.get(kernel, ()) if kernel else ()
-            options = tuple(p for p in _precisions(layer) if p in fast and p in wanted)
+            options = tuple(p for p in wanted if p in _worthwhile(layer, profile))
             if options and space.admits(layer.name):
                 precision = suggest(f"{self.name}/{layer.name}/precision", Choice((FLOAT, *options)))
                 if precision != FLOAT:
-                    settings[layer.name] = {"precision": precision}
+                    asked = self._details(layer, str(precision), suggest, space)
+                    settings[layer.name] = {"precision": precision, **asked}
         return settings
 
+    def _details(self, layer: Layer, precision: str, suggest: Suggest, space: MethodSpace) -> dict[str, Scalar]:
+        """The other parameters of a layer, without those that are at their defaults."""
+        asked: dict[str, Scalar] = {}
+        for parameter in SUITS:
+            options = values_of(space, parameter, DEFAULT_BITS if parameter == "bits" else ())
+            if precision in SUITS[parameter] and len(options) > 1:
+                asked[parameter] = suggest(f"{self.name}/{layer.name}/{parameter}", Choice(options))
+            elif precision in SUITS[parameter] and options:
+                asked[parameter] = options[0]
+        if precision == BLOCKWISE and asked.get("bits", 8) not in BLOCK_BITS:
+            asked["bits"] = min(bits for bits in BLOCK_BITS if bits >= int(asked["bits"]))
+        return {parameter: value for parameter, value in asked.items() if (parameter, value) != ("bits", 8)}
+
     def takes(self, parameter: str, value: Scalar) -> bool:
-        """True for the precisions, fp32 among them."""
-        return value in (FLOAT, STATIC, DYNAMIC)
+        """True for the values that `parameters` names; numbers and truth values are told apart."""
+        return any(value == known and type(value) is type(known) for known in CHOICES[parameter])
 
     def check(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> None:
-        """Refuse precisions that a layer can't have."""
+        """Refuse what a layer can't have, and parameters that mean nothing to its precision."""
         for name, setting in settings.items():
             precision = setting.get("precision")
             layers = [layer for layer in model.layers if f"{layer.name}.".startswith(f"{name}.")]
@@ -97,305 +161,285 @@ class Quantization(CompressionMethod):
             if precision not in known:
                 raise InfeasiblePlan(
                     f"{self.name}: layer {name!r}: precision {precision!r}; expected "
-                    f"{' or '.join(known) or 'a layer that this method quantizes (conv, linear, attention)'}"
+                    f"{' or '.join(known) or 'a layer that this method quantizes (conv, linear, attention, embedding)'}"
                 )
+            for parameter, value in setting.items():
+                self._check_value(name, str(precision), parameter, value)
+
+    def _check_value(self, layer: str, precision: str, parameter: str, value: Scalar) -> None:
+        if not self.takes(parameter, value) or (
+            precision == BLOCKWISE and parameter == "bits" and value not in BLOCK_BITS
+        ):
+            raise InfeasiblePlan(
+                f"{self.name}: layer {layer!r}: {parameter} {value!r}; expected {self.parameters[parameter]}"
+            )
+        fitting = SUITS.get(parameter, (precision,))
+        if precision not in fitting:
+            raise InfeasiblePlan(
+                f"{self.name}: layer {layer!r}: {parameter} {value!r} means nothing to precision {precision!r}; leave "
+                f"it out, or choose {' or '.join(fitting)}"
+            )
 
     def needs_recovery(self, settings: Settings) -> bool:
-        """False: 8 bits alone cost next to none."""
-        return False
+        """True for less than 8 bits and for learned scales: 8 bits alone cost next to none."""
+        return any(_is_trained(setting) for setting in settings.values())
+
+    def apply(self, model: nn.Module, settings: Settings, context: Context) -> nn.Module:
+        """Hold weights, and inputs whose ranges are learned, to what integers can say; others wait for `lower`."""
+        from autocompress.graph.fake_quantization import quantize_weights
+
+        for name, setting in settings.items():
+            if _is_trained(setting):
+                form = _form(setting, context.profile)
+                _check_blocks(model, name, form)
+                learned = setting.get("scales") == "learned"
+                quantize_weights(model, name, form.layout, form.bits, symmetric=form.symmetric, learned=learned)
+        for calibration in CALIBRATIONS:
+            names = [name for name, setting in settings.items() if _learns_range(setting, calibration)]
+            if names:
+                _learn_ranges(model, names, calibration, context)
+        return model
+
+    def _check_effect(self, model: nn.Module, changed: nn.Module, settings: Settings) -> None:
+        """Only what is trained changes before the export."""
+        super()._check_effect(model, changed, {name: one for name, one in settings.items() if _is_trained(one)})
+
+    def finalize(self, model: nn.Module) -> nn.Module:
+        """Make the weights plain numbers of their grids, and leave of learned ranges what cuts off outside of them."""
+        from autocompress.graph.constraints import release
+        from autocompress.graph.fake_quantization import settle_inputs
+
+        settle_inputs(model)
+        return release(model)
+
+    def verify(self, model: nn.Module, settings: Settings) -> None:
+        """Hold weights that were trained against their bits.
+
+        Raises:
+            InfeasiblePlan: If a channel has more different weights than its bits can tell apart.
+        """
+        from autocompress.graph.fake_quantization import quantizable_weights
+
+        for name, setting in settings.items():
+            if not _is_trained(setting):
+                continue
+            form = _stored(setting)
+            for module, parameter, axis in quantizable_weights(model, name):
+                rows = form.layout(axis).rows(getattr(module, parameter).detach().cpu().numpy())
+                most = max(len(np.unique(row)) for row in rows)
+                if most > 2**form.bits:
+                    raise InfeasiblePlan(
+                        f"{self.name}: layer {name!r}: {most} different weights share a scale; expected at most "
+                        f"{2**form.bits} with {form.bits} bits"
+                    )
 
     def lower(self, graph: ModelProto, settings: Settings, context: Context) -> ModelProto:
-        """Quantize the nodes of the chosen layers.
+        """Store the weights of the chosen layers in few bits, and compute on integers where that is wanted.
+
+        Weights become int8 constants whatever their bits, with values in the range of the bits; the file is packed
+        later. A weight that lies on a grid keeps its values exactly.
 
         Args:
             graph: A float graph; left as it is.
-            settings: Layer name to its precision.
+            settings: Layer name to its parameters.
             context: Calibration samples, and whether the machine needs weights of 7 bits.
 
         Returns:
-            A checked graph whose chosen layers have int8 weights.
+            A checked graph.
 
         Raises:
             InfeasiblePlan: If a layer has no node with a constant weight, or one whose operator has no such kernel.
         """
         import onnx
 
+        from autocompress.graph.fake_quantization import INPUT
+
         graph = copy.deepcopy(graph)
-        static = self._nodes(graph, settings, STATIC)
-        dynamic = self._nodes(graph, settings, DYNAMIC)
+        ranges = take_ranges(graph, INPUT)
+        nodes = {name: _Chosen(layer, settings[layer]) for name, layer in self._nodes(graph, settings).items()}
+        static = {
+            name: Static(_form(one.setting, context.profile), str(one.setting.get("calibration", "minmax")))
+            for name, one in nodes.items()
+            if one.precision == STATIC
+        }
         if static:
-            graph = _quantize_static(graph, static, context)
-        if dynamic:
-            _quantize_dynamic(graph, dynamic, reduce_range=context.profile.reduce_range)
+            graph = quantize_static(graph, static, ranges, context.calibration)
+        _rewrite(graph, {name: one for name, one in nodes.items() if name not in static}, context.profile)
         _clean(graph)
         onnx.checker.check_model(graph)
-        self._verify(graph, static | dynamic)
+        _require_integers(graph, {name: one for name, one in nodes.items() if one.precision != HALF})
         return graph
 
-    def _nodes(self, graph: ModelProto, settings: Settings, precision: str) -> set[str]:
-        """Names of the nodes to bring to a precision."""
-        layers = [layer for layer, setting in settings.items() if setting["precision"] == precision]
-        names: set[str] = set()
-        for layer, nodes in weight_nodes(graph, layers).items():
+    def _nodes(self, graph: ModelProto, settings: Settings) -> dict[str, str]:
+        """The nodes of the chosen layers by name, each with its layer."""
+        found: dict[str, str] = {}
+        for layer, nodes in weight_nodes(graph, settings).items():
             if not nodes:
                 raise InfeasiblePlan(
                     f"{self.name}: layer {layer!r}: no node of the exported graph multiplies with its weight"
                 )
             for node in nodes:
-                (_check_dynamic if precision == DYNAMIC else _check_static)(node, layer)
-            names |= {node.name for node in nodes}
-        return names
+                _check_kernel(node, layer, str(settings[layer]["precision"]))
+                found[node.name] = layer
+        return found
 
-    def _verify(self, graph: ModelProto, names: set[str]) -> None:
-        """Every chosen node reads an int8 weight."""
-        import onnx
 
-        int8 = {tensor.name for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
-        sources = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "DequantizeLinear"}
-        nodes = {node.name: node for node in graph.graph.node}
-        for name in sorted(names):
-            weight = nodes[name].input[1]
-            if sources.get(weight, weight) not in int8:
-                raise InfeasiblePlan(f"{self.name}: the weight of node {name!r} did not become int8")
+@dataclass(frozen=True)
+class _Chosen:
+    """The layer that a node belongs to, and its settings."""
+
+    layer: str
+    setting: Mapping[str, Scalar]
+
+    @property
+    def precision(self) -> str:
+        return str(self.setting["precision"])
 
 
 def _precisions(layer: Layer) -> tuple[str, ...]:
-    """What a layer of that kind can have instead of float."""
-    return {"conv": (STATIC,), "linear": (STATIC, DYNAMIC), "attention": (STATIC, DYNAMIC)}.get(layer.kind, ())
+    """What a layer can have instead of float."""
+    known = PRECISIONS.get(layer.kind, ())
+    return tuple(precision for precision in known if precision in FOLDED) if layer.transposed else known
 
 
-def _quantize_static(graph: ModelProto, names: set[str], context: Context) -> ModelProto:
-    """Insert QuantizeLinear and DequantizeLinear around some nodes and those that can follow them.
+def _worthwhile(layer: Layer, profile: HardwareProfile) -> tuple[str, ...]:
+    """The precisions of a layer that are faster than float on a machine, or as fast and smaller."""
+    kernel = KERNELS.get(layer.kind)
+    fast = FOLDED + (tuple(profile.kernels.get(kernel, ())) if kernel else ())
+    return tuple(precision for precision in _precisions(layer) if precision in fast and _gains(layer, precision))
 
-    Matrix products give float: ONNX Runtime then fuses them with their bias, which is faster than another rounding,
-    and logits keep their precision. Only a Gemm with an activation behind it gives integers: otherwise the two are
-    fused to a float kernel that dequantizes the weight at each inference (measured: twice as slow as float).
+
+def _gains(layer: Layer, precision: str) -> bool:
+    """False where a kernel is slower than float whatever the machine.
+
+    Grouped convolutions that are not depthwise, and those over three axes, take 1.1 to 2.6 times as long on integers.
+    `MatMulNBits` gains on one row alone (measured: 0.3-0.8 of float, with 16 rows 1.4-2).
     """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_static
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
-
-    rounded = _rounded(graph, names)
-    _average_globally(graph, rounded)
-    names = names | _followers(graph, rounded)
-    _clean(graph)
-    add_pre_process_metadata(graph)  # else advice to run a simplifier is logged, which gains nothing here
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
-        onnx.save(graph, source)  # a graph given in memory would be emptied
-        quantize_static(
-            source,
-            target,
-            _CalibrationReader(graph, context.calibration),
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=context.profile.reduce_range,
-            nodes_to_quantize=sorted(names),
-            op_types_to_quantize=sorted({node.op_type for node in graph.graph.node if node.name in names}),
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
-        )
-        quantized = onnx.load(target)
-    _keep_float_outputs(quantized, {node.name for node in graph.graph.node if node.op_type == "Gemm"} - rounded)
-    return quantized
+    if precision == STATIC and layer.kind == "conv":
+        return len(layer.shape) < 5 and (layer.groups == 1 or layer.shape[1] == 1)
+    if precision == BLOCKWISE:
+        return layer.kind == "linear" and layer.macs == math.prod(layer.shape) and layer.shape[1] % BLOCK_SIZE == 0
+    return True
 
 
-def _rounded(graph: ModelProto, names: set[str]) -> set[str]:
-    """The nodes among some whose results are rounded to 8 bits: convolutions, and Gemm before an activation."""
-    activated = {node.input[0] for node in graph.graph.node if node.op_type in ACTIVATIONS}
-    return {
-        node.name
-        for node in graph.graph.node
-        if node.name in names and (node.op_type == "Conv" or (node.op_type == "Gemm" and node.output[0] in activated))
-    }
+def _is_trained(setting: Mapping[str, Scalar]) -> bool:
+    """True if a layer's weights are held to a grid in training."""
+    return setting.get("precision") != HALF and (int(setting.get("bits", 8)) < 8 or setting.get("scales") == "learned")
 
 
-def _keep_float_outputs(graph: ModelProto, names: set[str]) -> None:
-    """Take the rounding away from the results of some nodes, in place."""
-    readers: dict[str, list[NodeProto]] = {}
-    for node in graph.graph.node:
-        for value in node.input:
-            readers.setdefault(value, []).append(node)
-    dropped = []
-    for node in graph.graph.node:
-        after = readers.get(node.output[0], []) if node.name in names else []
-        if len(after) == 1 and after[0].op_type == "QuantizeLinear":
-            (back,) = readers[after[0].output[0]]
-            dropped += [after[0].name, back.name]
-            node.output[0] = back.output[0]
-    _keep(graph.graph.node, (node for node in graph.graph.node if node.name not in dropped))
+def _learns_range(setting: Mapping[str, Scalar], calibration: str) -> bool:
+    """True if the range of a layer's input is learned, from a first one that is found in that way."""
+    learned = setting.get("precision") == STATIC and setting.get("scales") == "learned"
+    return learned and setting.get("calibration", "minmax") == calibration
 
 
-def _followers(graph: ModelProto, rounded: set[str]) -> set[str]:
-    """Nodes whose inputs are all rounded results, directly or through other such nodes."""
-    constants = {tensor.name for tensor in graph.graph.initializer}
-    integer = {output for node in graph.graph.node if node.name in rounded for output in node.output}
-    followers: set[str] = set()
-    for node in graph.graph.node:
-        data = node.input[:1] if node.op_type not in ("Add", "Mul", "Concat") else node.input
-        if node.op_type in FOLLOWERS and not integer.isdisjoint(data) and integer | constants >= set(data):
-            followers.add(node.name)
-            integer |= set(node.output)
-    return followers
+def _stored(setting: Mapping[str, Scalar]) -> Form:
+    """How the weights of a layer are stored, whatever the machine."""
+    precision, bits = setting["precision"], int(setting.get("bits", 8))
+    coarse = precision == DYNAMIC and bits == 8  # a scale for each column: an MLP 16 % slower, an encoder 3 %
+    granularity = setting.get("granularity", "per_tensor" if coarse else "per_channel")
+    block = int(setting.get("block_size", BLOCK_SIZE)) if precision == BLOCKWISE else 0
+    return Form(bits, granularity == "per_channel", bool(setting.get("symmetric", True)), block)
 
 
-def _average_globally(graph: ModelProto, rounded: set[str]) -> None:
-    """Write the mean over all spatial axes of integer results as a global average pool, which has an integer kernel."""
-    import onnx
-
-    integer = rounded | _followers(graph, rounded)
-    sources = {output for node in graph.graph.node if node.name in integer for output in node.output}
-    inferred = onnx.shape_inference.infer_shapes(graph).graph
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.value_info}
-    tensors = {tensor.name: tensor for tensor in graph.graph.initializer} | {
-        node.output[0]: _attributes(node)["value"] for node in graph.graph.node if node.op_type == "Constant"
-    }
-    nodes = []
-    for node in graph.graph.node:
-        rank = ranks.get(node.input[0], 0) if node.input else 0
-        if node.op_type == "ReduceMean" and node.input[0] in sources and _is_spatial(node, tensors, rank):
-            nodes += _global_average(node)
-        else:
-            nodes.append(node)
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
+def _form(setting: Mapping[str, Scalar], profile: HardwareProfile) -> Form:
+    """How the weights of a layer are stored for a machine: its integer products may saturate beyond 7 bits."""
+    form = _stored(setting)
+    narrow = profile.reduce_range and setting["precision"] in (STATIC, DYNAMIC)
+    return replace(form, bits=min(form.bits, 7)) if narrow else form
 
 
-def _is_spatial(node: NodeProto, tensors: dict[str, Any], rank: int) -> bool:
-    """True if a ReduceMean runs over all axes but samples and channels."""
-    from onnx import numpy_helper
+def _check_blocks(model: nn.Module, layer: str, form: Form) -> None:
+    """Refuse blocks that do not fill the rows of a weight."""
+    from autocompress.graph.fake_quantization import quantizable_weights
 
-    if rank < 3:
-        return False
-    given = _attributes(node).get("axes", ())
-    if len(node.input) > 1 and node.input[1] in tensors:
-        given = numpy_helper.to_array(tensors[node.input[1]]).tolist()
-    return sorted(axis % rank for axis in given) == list(range(2, rank))
+    for module, parameter, _ in quantizable_weights(model, layer) if form.block else ():
+        check_block(getattr(module, parameter).shape[1], form, layer)
 
 
-def _global_average(node: NodeProto) -> list[NodeProto]:
-    from onnx import helper
+def _learn_ranges(model: nn.Module, names: list[str], calibration: str, context: Context) -> None:
+    """Round what some layers read, to ranges that start from calibration samples."""
+    from autocompress.graph.fake_quantization import quantize_inputs
 
-    if _attributes(node).get("keepdims", 1):
-        return [helper.make_node("GlobalAveragePool", node.input[:1], node.output, node.name)]
-    pooled = f"{node.output[0]}_pooled"
-    return [
-        helper.make_node("GlobalAveragePool", node.input[:1], [pooled], node.name),
-        helper.make_node("Flatten", [pooled], node.output, f"{node.name}/Flatten", axis=1),
-    ]
+    size = len(context.examples[0])
+    batches = islice(context.calibration.batches(size), max(1, OBSERVED_SAMPLES // size))
 
+    def find(values: Array) -> Range:
+        return range_of(histogram_of(values, float(values.min()), float(values.max())), calibration)
 
-class _CalibrationReader:
-    """Feeds calibration samples to ONNX Runtime's quantizer, which asks for one batch after the other."""
-
-    def __init__(self, graph: ModelProto, samples: Split) -> None:
-        axis = graph.graph.input[0].type.tensor_type.shape.dim[0]
-        self._names = [value.name for value in graph.graph.input]
-        self._batches = self._feeds(samples, axis.dim_value)
-
-    def _feeds(self, samples: Split, fixed: int) -> Iterator[dict[str, Array]]:
-        for batch in samples.batches(fixed or 32):
-            if not fixed or len(batch) == fixed:
-                yield dict(zip(self._names, batch.inputs, strict=True))
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next batch, or None at the end."""
-        return next(self._batches, None)
+    quantize_inputs(model, names, (batch.inputs for batch in batches), find)
 
 
-def _check_static(node: NodeProto, layer: str) -> None:
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
-        raise InfeasiblePlan(
-            f"quantization: layer {layer!r}: {STATIC} has no kernel for {node.op_type} ({node.name!r}); leave it out"
-        )
-
-
-def _check_dynamic(node: NodeProto, layer: str) -> None:
-    attributes = _attributes(node)
+def _check_kernel(node: NodeProto, layer: str, precision: str) -> None:
+    attributes = attributes_of(node)
     plain = attributes.get("transA", 0) == 0 and attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-    if node.op_type not in ("Gemm", "MatMul") or not plain:
+    if precision == STATIC and node.op_type not in ("Conv", "Gemm", "MatMul"):
         raise InfeasiblePlan(
-            f"quantization: layer {layer!r}: {DYNAMIC} needs a matrix product; {node.name!r} is {node.op_type}; choose "
-            f"{STATIC}"
+            f"quantization: layer {layer!r}: {STATIC} has no kernel for {node.op_type} ({node.name!r}); choose "
+            f"{WEIGHT_ONLY}"
+        )
+    if precision in (DYNAMIC, BLOCKWISE) and (node.op_type not in ("Gemm", "MatMul") or not plain):
+        raise InfeasiblePlan(
+            f"quantization: layer {layer!r}: {precision} needs a matrix product; {node.name!r} is {node.op_type}; "
+            f"choose {WEIGHT_ONLY}"
         )
 
 
-def _quantize_dynamic(graph: ModelProto, names: set[str], *, reduce_range: bool) -> None:
-    """Replace matrix products by integer ones whose activation ranges are taken anew at each inference, in place.
-
-    ONNX Runtime's own `quantize_dynamic` splits every Gemm of the graph, static ones included; so this is written out
-    in the form that it fuses to DynamicQuantizeMatMul.
-    """
-    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+def _rewrite(graph: ModelProto, chosen: Mapping[str, _Chosen], profile: HardwareProfile) -> None:
+    """Bring nodes to precisions other than int8, in place."""
+    weights = Weights(graph)
     nodes: list[NodeProto] = []
-    for node in graph.graph.node:
-        if node.name in names:
-            weight, scale = _dynamic_weight(node, tensors[node.input[1]], reduce_range=reduce_range)
-            graph.graph.initializer.extend((weight, scale))
-            nodes += _dynamic_product(node, weight.name, scale.name)
-        else:
+    for node in list(graph.graph.node):
+        one = chosen.get(node.name)
+        if one is None:
             nodes.append(node)
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
+        elif one.precision == WEIGHT_ONLY:
+            nodes += [*weights.fold_back(node, _form(one.setting, profile)), node]
+        elif one.precision == BLOCKWISE:
+            nodes.append(blockwise(weights, node, _form(one.setting, profile), one.layer))
+        elif one.precision == DYNAMIC:
+            nodes += dynamic_product(weights, node, _form(one.setting, profile))
+        else:
+            weights.round_to_half(node, one.layer)
+            nodes.append(node)
+    if any(one.precision == BLOCKWISE for one in chosen.values()):
+        add_domain(graph, "com.microsoft")
+    replace_entries(graph.graph.node, nodes)
 
 
-def _dynamic_weight(node: NodeProto, tensor: Any, *, reduce_range: bool) -> tuple[Any, Any]:
-    """The weight (in, out) as int8 and its one scale, both as initializers.
+def _require_integers(graph: ModelProto, chosen: Mapping[str, _Chosen]) -> None:
+    """Every chosen node reads a weight that is stored in whole numbers of its bits.
 
-    A scale for each column made an MLP of random weights 16 % slower (an encoder 3 %) and no more exact.
+    Raises:
+        InfeasiblePlan: If one does not.
     """
     from onnx import numpy_helper
 
-    weight = numpy_helper.to_array(tensor)
-    if _attributes(node).get("transB", 0):
-        weight = weight.T
-    limit = 63 if reduce_range else 127
-    scale = np.float32(max(np.abs(weight).max(), np.finfo(np.float32).tiny) / limit)
-    integers = np.clip(np.rint(weight / scale), -limit, limit).astype(np.int8)
-    return (
-        numpy_helper.from_array(np.ascontiguousarray(integers), f"{node.name}/weight_int8"),
-        numpy_helper.from_array(np.array(scale), f"{node.name}/weight_scale"),
-    )
-
-
-def _dynamic_product(node: NodeProto, weight: str, scale: str) -> list[NodeProto]:
-    from onnx import TensorProto, helper
-
-    name, bias = node.name, node.input[2:]
-    values = {key: f"{name}/{key}" for key in ("u8", "scale", "zero", "sum", "float", "scales", "product")}
-    product = values["product"] if bias else node.output[0]
-    nodes = [
-        helper.make_node(
-            "DynamicQuantizeLinear",
-            node.input[:1],
-            [values["u8"], values["scale"], values["zero"]],
-            f"{name}/Quantize",
-        ),
-        helper.make_node("MatMulInteger", [values["u8"], weight, values["zero"]], [values["sum"]], name),
-        helper.make_node("Cast", [values["sum"]], [values["float"]], f"{name}/Cast", to=TensorProto.FLOAT),
-        helper.make_node("Mul", [values["scale"], scale], [values["scales"]], f"{name}/Scales"),
-        helper.make_node("Mul", [values["float"], values["scales"]], [product], f"{name}/Scale"),
-    ]
-    return [*nodes, *(helper.make_node("Add", [product, one], node.output, f"{name}/Bias") for one in bias)]
+    tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
+    makers = {output: node for node in graph.graph.node for output in node.output}
+    for node in graph.graph.node:
+        one = chosen.get(node.name)
+        if one is None:
+            continue
+        name = node.input[0 if node.op_type == "Gather" else 1]
+        while name in makers:
+            name = makers[name].input[0]
+        values = numpy_helper.to_array(tensors[name])
+        bits = _stored(one.setting).bits
+        packed = values.dtype == np.uint8  # blocks, several numbers in a byte
+        if not packed and (values.dtype != np.int8 or np.ptp(values.astype(int)) >= 2**bits):
+            raise InfeasiblePlan(
+                f"quantization: layer {one.layer!r}: the weight of {node.name!r} is {values.dtype}, from "
+                f"{values.min()} to {values.max()}; expected whole numbers of {bits} bits"
+            )
 
 
 def _clean(graph: ModelProto) -> None:
-    """Take out what nothing reads: float weights, constants, inferred shapes, notes of the quantizer."""
+    """Take out what nothing reads: float weights, constants, inferred shapes."""
     used = {name for node in graph.graph.node for name in node.input}
     used |= {value.name for value in graph.graph.output}
-    _keep(graph.graph.node, (node for node in graph.graph.node if node.op_type != "Constant" or node.output[0] in used))
-    _keep(graph.graph.initializer, (tensor for tensor in graph.graph.initializer if tensor.name in used))
-    _keep(graph.metadata_props, (entry for entry in graph.metadata_props if not entry.key.startswith("onnx.")))
+    replace_entries(
+        graph.graph.node, [node for node in graph.graph.node if node.op_type != "Constant" or node.output[0] in used]
+    )
+    replace_entries(graph.graph.initializer, [one for one in graph.graph.initializer if one.name in used])
     del graph.graph.value_info[:]
-
-
-def _keep(field: Any, entries: Iterable[Any]) -> None:
-    kept = list(entries)
-    del field[:]
-    field.extend(kept)
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

@@ -1,7 +1,8 @@
-"""Getting accuracy back after compression: fine-tuning with distillation, batch norm recalibration."""
+"""Training around compression: towards sparsity before it, fine-tuning with distillation after it."""
 
 from autocompress.recovery.batch_norm import recalibrate
 from autocompress.recovery.distillation import Recovered, epoch_seconds, recover
 from autocompress.recovery.lessons import Lessons
+from autocompress.recovery.sparsifying import sparsify
 
-__all__ = ["Lessons", "Recovered", "epoch_seconds", "recalibrate", "recover"]
+__all__ = ["Lessons", "Recovered", "epoch_seconds", "recalibrate", "recover", "sparsify"]

@@ -1,21 +1,20 @@
-"""Fine-tuning a compressed model with the original as its teacher: one plain training loop."""
+"""Fine-tuning a compressed model with the original as its teacher."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.errors import RecoveryFailed
-from autocompress.graph.constraints import constraints
 from autocompress.plan import Recovery
+from autocompress.recovery.features import FeatureMatch, matched
 from autocompress.recovery.lessons import Lesson, Lessons, autocast
+from autocompress.recovery.penalties import penalty
+from autocompress.recovery.training import BatchLoss, seconds_of_epoch, train
 from autocompress.user_code import user_code
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -47,51 +46,73 @@ def recover(
     score: Score,
     seed: int,
     loss: Loss | None = None,
-    fidelity: float = 1.0,
+    features: Mapping[str, str] | None = None,
+    folded: bool = False,
 ) -> Recovered:
     """Train a model in place on α·hard + (1 - α)·soft loss and leave the weights of its best epoch in it.
-
-    One-cycle learning rate (Smith and Topin, "Super-convergence", 2019), AdamW, gradients clipped to norm 1, bf16
-    autocast where the processor has it. Channels-last memory would be a little faster, but with several threads and
-    8 channels torch 2.13 corrupts memory in the backward pass of its convolutions.
 
     Args:
         model: The compressed model; trained in place, in evaluation mode afterwards.
         lessons: Training data with the teacher's outputs.
-        recovery: Epochs, rate, temperature and α.
+        recovery: Epochs, at least 1, and everything else. The penalty acts if it has no epochs of its own.
         score: Score of a torch model on validation data; more is better.
         seed: For the order of the data and dropout.
         loss: On the true targets; by default cross-entropy for whole-number targets, else mean squared error.
-        fidelity: Share of the epochs to run, in (0, 1].
+        features: Layer of the model to layer of the teacher, for recoveries with a `feature_weight`; see `matched`.
+        folded: True if batch norms have been folded into the model's layers.
 
     Raises:
         RecoveryFailed: If the loss becomes infinite or NaN.
+        InfeasiblePlan: If inner layers are to be taught and there are none that fit.
     """
-    epochs = max(1, round(recovery.epochs * fidelity))
     torch.manual_seed(seed)
-    fewest = _prepare(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recovery.learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recovery.learning_rate, total_steps=epochs * lessons.steps + 1, pct_start=0.2
-    )
+    epochs = recovery.epochs
     start = score(model)
     best, weights = Recovered(start, start, 0, epochs), _snapshot(model)
-    scheduled, steps = [one for one in constraints(model) if not one.settled], epochs * lessons.steps
-    for epoch in range(1, epochs + 1):
-        model.train()
-        for index, lesson in enumerate(islice(lessons.epoch(seed + epoch, fewest=fewest), lessons.steps)):
-            for constraint in scheduled:
-                constraint.advance(((epoch - 1) * lessons.steps + index) / steps)
-            _step(model, optimizer, distillation_loss(model, lesson, recovery, loss))
-            schedule.step()
-        if epoch <= epochs // 2:
-            continue  # the best epoch lies late in a one-cycle schedule; scoring the early ones costs a third more
-        reached = score(model)
-        if reached >= best.score:
-            best, weights = Recovered(start, reached, epoch, epochs), _snapshot(model)
+    with ExitStack() as looking:
+        match = None
+        if recovery.feature_weight:
+            match = looking.enter_context(matched(model, lessons, features or {}, folded=folded))
+        batch_loss = make_batch_loss(model, recovery, loss, match=match, penalized=not recovery.sparsify_epochs)
+        beside = match.parameters() if match else ()
+        for epoch in train(
+            model,
+            lessons,
+            batch_loss,
+            epochs=epochs,
+            learning_rate=recovery.learning_rate,
+            seed=seed,
+            beside=beside,
+        ):
+            if epoch <= epochs // 2:
+                continue  # the best epoch lies late in a one-cycle schedule; scoring the early ones costs a third more
+            reached = score(model)
+            if reached >= best.score:
+                best, weights = Recovered(start, reached, epoch, epochs), _snapshot(model)
     model.load_state_dict(weights)
     model.eval()
     return best
+
+
+def make_batch_loss(
+    model: nn.Module,
+    recovery: Recovery,
+    loss: Loss | None,
+    *,
+    match: FeatureMatch | None = None,
+    penalized: bool = False,
+) -> BatchLoss:
+    """The loss of a model on a batch: distillation, inner layers if they are matched, the penalty if there is one."""
+
+    def batch_loss(lesson: Lesson) -> Tensor:
+        total = distillation_loss(model, lesson, recovery, loss)
+        if match is not None:
+            total = total + recovery.feature_weight * match.loss(lesson)
+        if penalized and recovery.penalty != "none":
+            total = total + recovery.penalty_weight * penalty(model, recovery.penalty)
+        return total
+
+    return batch_loss
 
 
 def distillation_loss(model: nn.Module, lesson: Lesson, recovery: Recovery, loss: Loss | None) -> Tensor:
@@ -121,38 +142,7 @@ def distillation_loss(model: nn.Module, lesson: Lesson, recovery: Recovery, loss
 
 def epoch_seconds(model: nn.Module, lessons: Lessons, loss: Loss | None, *, steps: int = 3) -> float:
     """Seconds that one epoch of recovery takes here, from a few real steps after a first one; trains `model`."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    fewest = _prepare(model)
-    times = []
-    for lesson in islice(lessons.epoch(0, fewest=fewest), steps + 1):
-        started = time.perf_counter()
-        _step(model, optimizer, distillation_loss(model, lesson, Recovery(), loss))
-        times.append(time.perf_counter() - started)
-    counted = times[1:] or times
-    return sum(counted) / len(counted) * lessons.steps
-
-
-def _prepare(model: nn.Module) -> int:
-    """Set a model to training, frozen weights included; returns the fewest samples that a batch must have."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
-    model.train()
-    return 2 if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()) else 1
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of gradient descent.
-
-    Raises:
-        RecoveryFailed: If the loss is not finite.
-    """
-    if not math.isfinite(loss.item()):
-        raise RecoveryFailed(f"the training loss became {loss.item()}; lower the learning rate of the recovery")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+    return seconds_of_epoch(model, lessons, make_batch_loss(model, Recovery(), loss), steps=steps)
 
 
 def _softened(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.data import Array, ArraySplit, Batch
-from autocompress.errors import InvalidInput
+from autocompress.errors import InfeasiblePlan, InvalidInput
+from autocompress.graph.folding import fold_batch_norms
+from autocompress.recovery.features import captured
 from autocompress.user_code import user_code
 
 if TYPE_CHECKING:
@@ -44,9 +46,10 @@ class Lessons:
     """
 
     def __init__(self, task: Task, teacher: nn.Module) -> None:
+        self._task = task
         self._split = task.split("train")
         self._batch_size = task.batch_size
-        self._teacher = teacher.eval()
+        self.teacher = teacher.eval()
 
     @cached_property
     def steps(self) -> int:
@@ -92,10 +95,34 @@ class Lessons:
         samples = self._split.samples
         return ArraySplit(Batch((*samples.inputs, np.concatenate(answers)), samples.targets))
 
+    def features(self, inputs: tuple[Tensor, ...], names: tuple[str, ...], *, folded: bool) -> dict[str, Tensor]:
+        """What layers of the teacher say to some inputs, by the names of the layers.
+
+        Args:
+            inputs: Of the model.
+            names: Layers.
+            folded: True to ask a teacher whose batch norms are folded into the layers before them, for students of
+                which that is true.
+
+        Raises:
+            InfeasiblePlan: If the teacher does not use a layer.
+        """
+        teacher = self._folded_teacher if folded else self.teacher
+        with captured(teacher, names) as taken, torch.no_grad(), autocast():
+            teacher(*inputs)
+        missing = [name for name in names if name not in taken]
+        if missing:
+            raise InfeasiblePlan(f"feature matching: the model does not use its layer {missing[0]!r}; name another one")
+        return {name: taken[name].float() for name in names}
+
+    @cached_property
+    def _folded_teacher(self) -> nn.Module:
+        return fold_batch_norms(self.teacher, self._task.examples)
+
     def _ask(self, inputs: tuple[Tensor, ...]) -> Tensor:
         shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
         with torch.no_grad(), autocast():
-            answer: Tensor = user_code(lambda: self._teacher(*inputs), f"running the model on train data {shapes}")
+            answer: Tensor = user_code(lambda: self.teacher(*inputs), f"running the model on train data {shapes}")
         return answer.float()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -12,10 +11,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
 from autocompress.data import Array
-from autocompress.errors import InvalidInput
 from autocompress.task import Task
 from experiments.networks import plain_network
-from experiments.training import Recipe, print_accuracies, stratified, trained
+from experiments.training import Recipe, data_file, print_accuracies, stratified, trained
 
 RECIPE = Recipe(epochs=16, shift=(1.0, 6.0))
 SEED = 0
@@ -28,15 +26,7 @@ def load_clips() -> dict[str, Array]:
     Raises:
         InvalidInput: If no data folder is given, or it does not hold the file.
     """
-    folder = os.environ.get("AUTOCOMPRESS_DATA", "")
-    if not folder:
-        raise InvalidInput(
-            "the fsdd task has no data: give the folder that holds fsdd/ by --data DIR or AUTOCOMPRESS_DATA"
-        )
-    path = Path(folder).expanduser() / "fsdd" / "fsdd_logmel32.npz"
-    if not path.is_file():
-        raise InvalidInput(f"the fsdd task found no file {path}; give the folder that holds fsdd/fsdd_logmel32.npz")
-    with np.load(path) as file:
+    with np.load(data_file("fsdd", "fsdd_logmel32.npz")) as file:
         return dict(file)
 
 

@@ -37,7 +37,7 @@ def problem(folder: Path, *, seed: int = 0, layers: int = 6, policies: int = 2) 
         "test",
         methods={
             "channel_pruning": MethodSpace({"pruning_ratio": (0, 0.25, 0.5)}),
-            "quantization": MethodSpace({"precision": ("fp32", "int8")}),
+            "quantization": MethodSpace({"precision": ("fp32", "int8"), "bits": (8,)}),
         },
         widths=(0.5,),
         recovery=RecoverySpace(epochs=1, student_epochs=2),

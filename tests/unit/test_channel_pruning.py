@@ -51,7 +51,7 @@ def test_the_channels_with_the_smallest_weights_of_the_whole_group_go(profile: H
     assert torch.equal(pruned.get_submodule("2").weight, second[:, kept])
 
 
-@pytest.mark.parametrize("importance", ["l1", "l2", "bn_scale"])
+@pytest.mark.parametrize("importance", ["l1", "l2", "bn_scale", "taylor", "activation"])
 def test_every_importance_removes_as_many_as_planned(importance: str, profile: HardwareProfile) -> None:
     pruned = prune("layers.1.conv1", 0.25, profile, importance=importance)
     assert pruned.get_submodule("layers.1.conv1").out_channels == 24
@@ -84,7 +84,6 @@ def test_batch_norm_scale_needs_a_batch_norm(profile: HardwareProfile) -> None:
         ("layers.1.conv1", "half", "0 < ratio < 1"),
         ("fc", 0.5, "no channel group 'fc'"),
         ("layers.1.bn1", 0.5, "no channel group 'layers.1.bn1'"),
-        ("layers.0.conv2", 0.5, "no channel group 'layers.0.conv2'"),
     ],
 )
 def test_what_can_not_be_done_is_refused(group: str, ratio: Scalar, reason: str, profile: HardwareProfile) -> None:
@@ -93,7 +92,7 @@ def test_what_can_not_be_done_is_refused(group: str, ratio: Scalar, reason: str,
 
 
 def test_an_unknown_importance_is_refused(profile: HardwareProfile) -> None:
-    with pytest.raises(InfeasiblePlan, match="l1, l2 or bn_scale"):
+    with pytest.raises(InfeasiblePlan, match="bn_scale, taylor or activation"):
         prune("layers.1.conv1", 0.5, profile, importance="luck")
 
 
@@ -113,3 +112,41 @@ def test_importance_is_asked_only_where_the_space_offers_it(profile: HardwarePro
     settings = ChannelPruning().propose(view, lambda _, knob: knob.options[-1], space, profile)  # type: ignore[union-attr]
     assert settings["stem"] == {"pruning_ratio": 0.5, "importance": "l2"}
     assert not any("importance" in name for name in choices(MethodSpace(), profile))
+
+
+def test_a_group_goes_by_any_of_its_layers(profile: HardwareProfile) -> None:
+    wanted, got = (prune(name, 0.5, profile) for name in ("stem", "layers.0.conv2"))
+    assert all(torch.equal(tensor, got.state_dict()[name]) for name, tensor in wanted.state_dict().items())
+    settings = {"stem": {"pruning_ratio": 0.5}, "layers.0.conv2": {"pruning_ratio": 0.25}}
+    with pytest.raises(InfeasiblePlan, match="layers of one channel group"):
+        ChannelPruning()(RESIDUAL.model(), settings, context_of(RESIDUAL, profile))
+
+
+def test_whole_heads_go_and_are_not_rounded_to_the_multiple() -> None:
+    specimen = SPECIMENS["handwritten"]
+    context = context_of(specimen, HardwareProfile("wide", channel_multiple=16))
+    settings = {"blocks.0.attn.qkv:heads": {"pruning_ratio": 0.25}}
+    pruned = ChannelPruning()(specimen.model(), settings, context)
+    assert pruned.get_submodule("blocks.0.attn").num_heads == 3
+    assert pruned.get_submodule("blocks.0.attn.qkv").weight.shape == (36, 16)
+
+
+def test_activation_keeps_the_channels_that_say_most(profile: HardwareProfile) -> None:
+    specimen = SPECIMENS["mlp"]
+    model, context = specimen.model(), context_of(specimen, profile)
+    first: nn.Linear = model.get_submodule("0")  # type: ignore[assignment]
+    with torch.no_grad():
+        samples = torch.from_numpy(next(context.calibration.batches(32)).inputs[0])
+        kept = first(samples).abs().mean(0).argsort()[16:].sort().values
+    settings = {"0": {"pruning_ratio": 0.5, "importance": "activation"}}
+    assert torch.equal(ChannelPruning()(model, settings, context).get_submodule("0").weight, first.weight[kept])
+
+
+def test_taylor_removes_channels_that_no_loss_depends_on(profile: HardwareProfile) -> None:
+    specimen = SPECIMENS["mlp"]
+    model = specimen.model()
+    with torch.no_grad():
+        model.get_submodule("2").weight[:, ::2] = 0
+    settings = {"0": {"pruning_ratio": 0.5, "importance": "taylor"}}
+    pruned = ChannelPruning()(model, settings, context_of(specimen, profile))
+    assert torch.equal(pruned.get_submodule("0").weight, model.get_submodule("0").weight[1::2])

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from autocompress.errors import ConversionError
 from autocompress.formats import parity
 from autocompress.formats.compact import compact
+from autocompress.formats.encodings._kernels import optimized_operators
 from autocompress.formats.onnx_export import export
 from autocompress.formats.onnx_runtime import predictor, random_inputs, save
+from tests.conftest import SPECIMENS, Specimen
 from tests.tasks.stripes import task
 
 IMAGES = task.split("validation").samples.inputs  # type: ignore[attr-defined]
@@ -61,16 +63,71 @@ def test_equal_initializers_are_not_shared() -> None:
     assert not [node for node in graph.graph.node if node.op_type == "Identity"]
 
 
+def test_every_kind_of_model_is_exported_with_its_inputs_and_any_batch(specimen: Specimen) -> None:
+    model = specimen.model()
+    graph = export(model, specimen.examples)
+    assert [value.name for value in graph.graph.input] == [f"input_{i}" for i in range(len(specimen.examples))]
+    for size in (1, 3):
+        with torch.no_grad():
+            expected = specimen.outputs(model, size).numpy()
+        np.testing.assert_allclose(predictor(graph)(specimen.samples(size)), expected, atol=1e-5)
+
+
+def test_the_same_batch_axis_is_named_in_every_input() -> None:
+    specimen = SPECIMENS["two_inputs"]
+    graph = export(specimen.model(), specimen.examples)
+    names = {value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.graph.input, *graph.graph.output)}
+    assert names == {"batch"}
+
+
+class Shared(nn.Module):
+    """One linear layer used twice, and another that has the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.two.weight = self.one.weight
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.two(torch.relu(self.one(torch.relu(self.one(features)))))
+
+
+def test_shared_weights_are_exported_once() -> None:
+    graph = export(Shared(), (np.zeros((1, 8), np.float32),))
+    assert len([tensor for tensor in graph.graph.initializer if len(tensor.dims) == 2]) == 1
+
+
 def test_compacting_saves_bytes_and_changes_no_output() -> None:
     graph = export(task.build_model(), task.examples)
-    before, expected = graph.ByteSize(), predictor(graph)(IMAGES)
-    nodes = [node.name for node in graph.graph.node]
+    before, expected, kernels = graph.ByteSize(), predictor(graph)(IMAGES), optimized_operators(graph)
     smaller = compact(graph)
     onnx.checker.check_model(smaller)
     assert smaller.ByteSize() < before
-    assert [node.name for node in smaller.graph.node] == nodes
+    assert not any(node.name or node.doc_string for node in smaller.graph.node)
     assert [value.name for value in smaller.graph.input] == ["input_0"]
+    assert optimized_operators(smaller) == kernels
     np.testing.assert_array_equal(predictor(smaller)(IMAGES), expected)
+
+
+def test_compacting_any_model_changes_neither_kernels_nor_outputs(specimen: Specimen) -> None:
+    graph = export(specimen.model(), specimen.examples)
+    inputs = specimen.samples(3)
+    expected, kernels = predictor(graph)(inputs), optimized_operators(graph)
+    smaller = compact(graph)
+    assert optimized_operators(smaller) == kernels
+    np.testing.assert_array_equal(predictor(smaller)(inputs), expected)
+
+
+def test_compacting_twice_changes_nothing_more() -> None:
+    once = compact(export(task.build_model(), task.examples)).SerializeToString()
+    assert compact(onnx.load_from_string(once)).SerializeToString() == once
+
+
+def test_attributes_are_dropped_only_where_they_say_the_default() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten())
+    graph = compact(export(net, task.examples))
+    kept = [{one.name for one in node.attribute} for node in graph.graph.node if node.op_type == "Conv"]
+    assert kept == [{"strides", "pads", "kernel_shape"}, {"group", "kernel_shape"}]
 
 
 def test_a_file_holds_the_graph(tmp_path: Path) -> None:

@@ -2,21 +2,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from torch import nn
 
+from autocompress import recovery
 from autocompress.artifact import Artifact
 from autocompress.devices import resolve_profile
 from autocompress.errors import DeviceUnavailable, TaskFailed, UnknownName
 from autocompress.formats.onnx_runtime import predictor
 from autocompress.objective import Constraint, make_objectives
-from autocompress.pipeline import Workbench, apply_plan, build_architecture, run_baseline, run_trial, score_test
+from autocompress.pipeline import (
+    LATE_RATE,
+    Workbench,
+    apply_plan,
+    build_architecture,
+    run_baseline,
+    run_trial,
+    score_test,
+    survey_architectures,
+)
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.record import Record, Trial
+from autocompress.recovery import Lessons, Recovered
 from autocompress.screen import Screen
+from autocompress.space import Int, SearchSpace
+from autocompress.student import Student
 from autocompress.task import Metric, Task
-from tests.tasks.stripes import task
+from tests.conftest import SPECIMENS, ResidualBlock
+from tests.tasks.stripes import Net, task
 
 PRUNED = Plan(
     steps=(
@@ -96,10 +113,11 @@ def test_a_trial_cut_short_after_training_is_not_trained_again(
         broken.setattr(bench.device, "measure", _lost_device)
         assert run_trial(trial, bench).status == "failed"
     assert len(kept_weights(bench)) == 1
-    again = run_trial(trial, bench)
-    assert "epochs" in whole.details
-    assert "epochs" not in again.details
+    with monkeypatch.context() as untrainable:
+        untrainable.setattr(recovery, "recover", _trained_again)
+        again = run_trial(trial, bench)
     assert again.artifact == whole.artifact
+    assert again.details == whole.details
 
 
 def kept_weights(bench: Workbench) -> list[Path]:
@@ -108,6 +126,105 @@ def kept_weights(bench: Workbench) -> list[Path]:
 
 def _lost_device(*_: object, **__: object) -> None:
     raise DeviceUnavailable("the board is gone")
+
+
+def _trained_again(*_: object, **__: object) -> None:
+    raise AssertionError("trained a second time")
+
+
+HELD = replace(
+    PRUNED,
+    steps=(PRUNED.steps[0], Step("quantization", {"outer": {"precision": "int8", "bits": 4}})),
+    recovery=Recovery(epochs=4, learning_rate=0.006),
+)
+"""A plan that removes channels and restricts values, so its model is trained in two phases."""
+
+
+def phases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recovery, bool]]:
+    """The recoveries of every phase from now on, and whether batch norms were folded."""
+    seen: list[tuple[Recovery, bool]] = []
+    real = recovery.recover
+
+    def watched(model: nn.Module, lessons: Lessons, asked: Recovery, **others: Any) -> Recovered:
+        assert others["folded"] == isinstance(model.get_submodule("norm"), nn.Identity)
+        seen.append((asked, others["folded"]))
+        return real(model, lessons, asked, **others)
+
+    monkeypatch.setattr(recovery, "recover", watched)
+    return seen
+
+
+def test_values_are_held_in_a_last_phase_at_a_lower_rate(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = phases(monkeypatch)
+    record = run_trial(Trial(1, HELD), bench)
+    assert record.status == "complete", record.reason
+    (free, first), (held, second) = seen
+    assert [(free.epochs, first), (held.epochs, second)] == [(3, False), (1, True)]
+    assert held.learning_rate == LATE_RATE < free.learning_rate
+    assert record.details["epochs"] == 4
+    assert 0 <= record.details["best_epoch"] <= 4
+    assert kept_weights(bench) == [], "of neither phase"
+
+
+def test_values_alone_are_held_in_every_epoch(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = phases(monkeypatch)
+    run_trial(Trial(1, replace(HELD, steps=HELD.steps[1:])), bench)
+    assert [(asked.epochs, folded) for asked, folded in seen] == [(4, True)]
+
+
+@pytest.mark.parametrize(("fidelity", "epochs"), [(1.0, [3, 1]), (0.5, [1, 1]), (0.01, [1])])
+def test_a_fidelity_is_a_share_of_all_epochs(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch, fidelity: float, epochs: list[int]
+) -> None:
+    seen = phases(monkeypatch)
+    assert run_trial(Trial(1, HELD, fidelity=fidelity), bench).details["epochs"] == sum(epochs)
+    assert [asked.epochs for asked, _ in seen] == epochs
+
+
+def test_a_plan_that_only_trains_does_train(bench: Workbench, baseline: Record) -> None:
+    record = run_trial(Trial(1, Plan(recovery=Recovery(epochs=1))), bench)
+    assert record.details["epochs"] == 1
+
+
+SLIM = replace(PRUNED, recovery=Recovery(epochs=1, penalty="group_lasso", penalty_weight=0.001, sparsify_epochs=2))
+
+
+def test_plans_share_the_model_that_was_trained_towards_sparsity(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run_trial(Trial(1, SLIM), bench, screen(baseline))
+    assert first.status == "complete", first.reason
+    assert len(kept_weights(bench)) == 1
+    monkeypatch.setattr(recovery, "sparsify", _trained_again)
+    assert run_trial(Trial(2, SLIM), bench).artifact == first.artifact, "computed and read back, it is the same"
+    other = replace(SLIM, steps=SLIM.steps[:1], recovery=replace(SLIM.recovery, epochs=0))
+    assert run_trial(Trial(3, other), bench).status == "complete"
+    with pytest.raises(AssertionError, match="a second time"):
+        run_trial(Trial(4, replace(SLIM, recovery=replace(SLIM.recovery, penalty_weight=0.01))), bench)
+
+
+def test_a_hopeless_plan_is_dropped_before_it_is_trained_towards_sparsity(bench: Workbench, baseline: Record) -> None:
+    record = run_trial(Trial(1, SLIM), bench, screen(baseline, "size_bytes<=0.01x"))
+    assert record.status == "screened"
+    assert kept_weights(bench) == []
+
+
+def test_a_penalty_that_no_epoch_would_see_is_refused(bench: Workbench, baseline: Record) -> None:
+    idle = Recovery(epochs=1, penalty="l1", penalty_weight=0.01)
+    record = run_trial(Trial(1, replace(HELD, steps=HELD.steps[1:], recovery=idle)), bench)
+    assert "acts while values are free, and this plan has no such epochs" in record.reason
+
+
+def test_inner_layers_are_taught_where_the_plan_asks_for_it(bench: Workbench, baseline: Record) -> None:
+    record = run_trial(Trial(1, replace(HELD, recovery=Recovery(epochs=2, feature_weight=1.0))), bench)
+    assert record.status == "complete", record.reason
+    wrong = Workbench(replace(task, features=("iner",)), bench.profile, bench.directory)
+    record = run_trial(Trial(2, replace(PRUNED, recovery=Recovery(epochs=1, feature_weight=1.0))), wrong)
+    assert "the model has no layer 'iner'; did you mean 'inner'" in record.reason
 
 
 def test_the_same_seed_gives_the_same_file(bench: Workbench, baseline: Record) -> None:
@@ -141,6 +258,38 @@ def test_architectures_are_built_by_name(bench: Workbench) -> None:
         build_architecture(bench, "smal")
 
 
+def test_copies_of_the_original_may_be_narrower_shallower_and_both(tmp_path: Path) -> None:
+    def blocks() -> nn.Module:
+        stages = nn.Sequential(*(ResidualBlock(16, 16, 1) for _ in range(4)))
+        return nn.Sequential(nn.Conv2d(1, 16, 3), stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+    bench = Workbench(replace(task, model=blocks()), resolve_profile("fake"), tmp_path)
+    models, refused = survey_architectures(bench, SearchSpace("all", widths=(0.5,), depths=(0.5,), students=False))
+    assert refused == {}
+    macs = {name: view.macs for name, view in models.items()}
+    assert macs["depth_0.5"] < 0.6 * macs["original"]
+    assert macs["width_0.5_depth_0.5"] < 0.6 * macs["width_0.5"] < 0.3 * macs["original"]
+
+
+def test_every_architecture_has_its_attention_written_out(tmp_path: Path) -> None:
+    specimen = SPECIMENS["attention"]
+    data = (specimen.samples(8), np.zeros(8, np.int64))
+    own = Task(name="attention", model=specimen.model(), train=data, validation=data, students={"own": specimen.build})
+    bench = Workbench(own, resolve_profile("fake"), tmp_path)
+    models, _ = survey_architectures(bench, SearchSpace("all", widths=(0.5,)))
+    assert set(models) == {"original", "width_0.5", "own"}
+    for view in models.values():
+        assert "encoder.layers.0.self_attn.query" in {layer.name for layer in view.layers}
+
+
+def test_the_survey_of_a_student_with_many_variants_looks_at_some(tmp_path: Path) -> None:
+    own = replace(task, students={"own": Student(Net, width=Int(1, 39))})
+    bench = Workbench(own, resolve_profile("fake"), tmp_path)
+    models, refused = survey_architectures(bench, SearchSpace("few", variants=3))
+    assert set(models) == {"original", "own(width=20)", "own(width=1)", "own(width=39)"}
+    assert refused == {}
+
+
 def test_applying_a_plan_writes_its_file(bench: Workbench, tmp_path: Path) -> None:
     record = apply_plan(Trial(0, PRUNED), bench, tmp_path / "model.onnx")
     assert record.artifact is not None
@@ -157,3 +306,9 @@ def test_a_task_is_not_changed_by_trials(bench: Workbench, baseline: Record) -> 
 def test_a_task_without_calibration_data_takes_it_from_train() -> None:
     bare = Task(name="bare", model=task.model, train=task.train, validation=task.validation)
     assert sum(len(batch) for batch in bare.split("calibration").batches(64)) == 256
+
+
+def test_a_copy_that_is_finished_for_screening_leaves_the_model_trainable(bench: Workbench, baseline: Record) -> None:
+    sparse = Plan(steps=(Step("sparsity", {"inner": {"sparsity": 0.8}}),), recovery=Recovery(epochs=1))
+    record = run_trial(Trial(1, sparse), bench, screen(baseline))
+    assert record.status == "complete", record.reason

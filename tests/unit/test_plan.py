@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,7 +60,7 @@ def test_the_digest_changes_with_everything_a_plan_says() -> None:
 
 
 def test_the_digest_is_the_same_in_every_process() -> None:
-    assert Plan().digest == "210f713c138d"
+    assert Plan().digest == "05a2f9352699"
 
 
 def test_only_the_untouched_original_is_the_baseline() -> None:
@@ -70,7 +72,7 @@ def test_only_the_untouched_original_is_the_baseline() -> None:
 
 
 def test_methods_change_structure_first_and_numbers_last() -> None:
-    assert sorted(Stage) == [Stage.STRUCTURE, Stage.FACTORS, Stage.WEIGHTS, Stage.NUMERICS]
+    assert [stage.name for stage in sorted(Stage)] == ["STRUCTURE", "FACTORS", "WEIGHTS", "VALUES", "NUMERICS"]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +89,29 @@ def test_methods_change_structure_first_and_numbers_last() -> None:
 def test_a_plan_that_does_not_fit_is_explained(text: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message.replace("?", r"\?")):
         Plan.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"penalty": "l2", "penalty_weight": 0.1},
+        {"penalty": "l1"},
+        {"penalty_weight": 0.1},
+        {"penalty": "l1", "penalty_weight": -0.1},
+        {"sparsify_epochs": 2},
+        {"penalty": "l1", "penalty_weight": 0.1, "sparsify_epochs": -1},
+        {"feature_weight": -0.5},
+    ],
+)
+def test_a_penalty_comes_with_its_weight_and_before_its_epochs(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"recovery: .*; expected"):
+        Recovery(**wrong)
+
+
+def test_a_plan_that_trains_towards_sparsity_is_not_the_baseline() -> None:
+    recovery = Recovery(penalty="l1", penalty_weight=0.1, sparsify_epochs=1)
+    assert not Plan(recovery=recovery).is_baseline
+    assert recovery.without_penalty() == Recovery()
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": -1}, {"learning_rate": 0.0}, {"temperature": 0.0}, {"alpha": 1.1}])

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from autocompress.errors import InvalidInput, UnknownName
 from autocompress.graph.view import ChannelGroup, Layer, LayerView
-from autocompress.plan import ORIGINAL, Plan, Scalar
+from autocompress.methods import METHODS, CompressionMethod
+from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar, Settings
 from autocompress.planner import architectures, check_space, planner, policy_plans, record_answers, resolve_epochs
 from autocompress.profile import HardwareProfile
 from autocompress.space import (
@@ -20,9 +24,11 @@ from autocompress.space import (
 PROFILE = HardwareProfile("test", kernels={"conv": ("int8",), "linear": ("int8", "dynamic_int8")}, channel_multiple=8)
 VIEW = LayerView(
     ORIGINAL,
-    (Layer("conv", "conv", 2000, 90_000), Layer("head", "linear", 640, 640)),
+    (Layer("conv", "conv", 18_432, 90_000, (64, 32, 3, 3)), Layer("head", "linear", 4096, 4096, (64, 64))),
     (ChannelGroup("conv", ("conv",), 64),),
 )
+ALL_KERNELS = {"conv": ("int8",), "linear": ("int8", "dynamic_int8", "nbits")}
+OWN = {"own": ("own",)}
 NARROW = LayerView("width_0.5", VIEW.layers, (ChannelGroup("conv", ("conv",), 32),))
 
 
@@ -101,8 +107,36 @@ def test_a_policy_for_a_missing_architecture_is_left_out() -> None:
 
 
 def test_architectures_are_the_original_widths_and_students() -> None:
-    assert architectures(space(), ("own",)) == (ORIGINAL, "width_0.5", "own")
-    assert architectures(space(students=False), ("own",)) == (ORIGINAL, "width_0.5")
+    assert architectures(space(), OWN) == (ORIGINAL, "width_0.5", "own")
+    assert architectures(space(students=False), OWN) == (ORIGINAL, "width_0.5")
+
+
+def test_widths_and_depths_are_offered_alone_and_together() -> None:
+    assert architectures(space(depths=(0.5,)), {}) == (ORIGINAL, "width_0.5", "depth_0.5", "width_0.5_depth_0.5")
+
+
+def test_of_many_variants_the_first_are_offered_and_those_that_a_policy_names() -> None:
+    variants = {"own": tuple(f"own(width={width})" for width in (16, 8, 24, 12))}
+    few = space(widths=(), variants=2, policies=({"architecture": "own(width=12)"},))
+    assert architectures(few, variants) == (ORIGINAL, "own(width=16)", "own(width=8)", "own(width=12)")
+
+
+def test_a_penalty_is_only_for_plans_that_remove_something() -> None:
+    recovery = RecoverySpace(epochs=3, student_epochs=6, penalty="l1", penalty_weight=1e-4, sparsify_epochs=2)
+    plan = planner(space(recovery=recovery), {ORIGINAL: VIEW, "width_0.5": NARROW}, PROFILE)
+    assert plan(policy_suggest({"channel_pruning/pruning_ratio": 0.5})).recovery.sparsify_epochs == 2
+    assert plan(policy_suggest({"architecture": "width_0.5"})).recovery == Recovery(epochs=6, learning_rate=0.01)
+    assert plan(policy_suggest({"quantization/precision": "int8"})).recovery == Recovery()
+
+
+def test_later_methods_are_not_asked_for_layers_that_an_earlier_one_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_head(method: CompressionMethod, model: LayerView, settings: Settings) -> LayerView:
+        return replace(model, layers=tuple(layer for layer in model.layers if layer.name != "head"))
+
+    monkeypatch.setattr(METHODS["channel_pruning"], "leaves", without_head)
+    policy = {"quantization/precision": "int8", "channel_pruning/pruning_ratio": 0.5}
+    plan = planner(space(), {ORIGINAL: VIEW}, PROFILE)(policy_suggest(policy))
+    assert set(plan.steps[1].settings) == {"conv"}
 
 
 def test_auto_epochs_are_resolved_and_numbers_stay() -> None:
@@ -127,7 +161,7 @@ def test_auto_epochs_are_resolved_and_numbers_stay() -> None:
 def test_what_would_never_be_tried_is_refused(changes: dict[str, object], error: type[Exception], message: str) -> None:
     wrong = space(**{"policies": (), **changes})
     with pytest.raises(error, match=message):
-        check_space(wrong, architectures(wrong, ()))
+        check_space(wrong, architectures(wrong, {}))
 
 
 def test_a_pattern_that_matches_no_layer_is_refused() -> None:
@@ -138,7 +172,10 @@ def test_a_pattern_that_matches_no_layer_is_refused() -> None:
         planner(wrong, {ORIGINAL: VIEW}, PROFILE)
 
 
-def test_the_shipped_joint_space_plans_every_policy() -> None:
-    joint = resolve_epochs(load_space("joint"), 2)
-    models = dict.fromkeys(architectures(joint, ()), VIEW)
-    assert len(policy_plans(joint, planner(joint, models, PROFILE))) >= 8
+@pytest.mark.parametrize("name", [path.stem for path in Path(__file__).parents[2].glob("search_spaces/*.yaml")])
+def test_the_policies_of_a_shipped_space_are_plans_of_their_own(name: str) -> None:
+    shipped = resolve_epochs(load_space(name), 2)
+    check_space(shipped, architectures(shipped, {}))
+    models = dict.fromkeys(architectures(shipped, {}), VIEW)
+    plans = policy_plans(shipped, planner(shipped, models, replace(PROFILE, kernels=ALL_KERNELS)))
+    assert len(plans) == len(shipped.policies), "none is left out, and no two are the same"

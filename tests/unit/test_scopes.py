@@ -91,3 +91,24 @@ def test_an_unknown_layer_has_no_nodes() -> None:
 )
 def test_scopes_are_read_as_the_exporter_writes_them(node: str, layer: str, expected: bool) -> None:
     assert scope_is_beneath(node, layer) is expected
+
+
+class Tied(nn.Module):
+    """A linear layer that shares the table of an embedding; ids (batch, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(12, 8)
+        self.head = nn.Linear(8, 12)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.words(ids).mean(1))
+
+
+def test_a_layer_that_shares_a_table_has_its_own_node() -> None:
+    found = weight_nodes(export(Tied().eval(), (torch.zeros(1, 5, dtype=torch.int64).numpy(),)), ["words", "head"])
+    assert {name: [node.op_type for node in nodes] for name, nodes in found.items()} == {
+        "words": ["Gather"],
+        "head": ["Gemm"],
+    }

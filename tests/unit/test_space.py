@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import InvalidInput, UnknownName
-from autocompress.plan import Scalar
+from autocompress.plan import Recovery, Scalar
 from autocompress.serialization import from_json, to_json
 from autocompress.space import (
     Choice,
@@ -20,9 +20,9 @@ from autocompress.space import (
     SearchSpace,
     load_space,
     neutral,
-    parse_width,
+    parse_scaled,
     policy_suggest,
-    width_name,
+    scaled_name,
 )
 
 NAMES = st.text("abcde_", min_size=1, max_size=6)
@@ -70,19 +70,29 @@ def test_patterns_say_which_layers_a_method_may_touch() -> None:
     assert not space.admits("layer2.0.conv1")
 
 
-@given(st.floats(0.01, 0.99).map(lambda width: round(width, 3)))
-def test_a_width_is_read_from_its_name(width: float) -> None:
-    assert parse_width(width_name(width)) == pytest.approx(width)
+SHARES = st.floats(0.01, 0.99).map(lambda share: round(share, 3))
 
 
-def test_other_names_hold_no_width() -> None:
-    assert [parse_width(name) for name in ("original", "tiny", "width_", "width_x", "my_width_0.5")] == [None] * 5
+@given(SHARES, SHARES)
+def test_width_and_depth_are_read_from_the_name(width: float, depth: float) -> None:
+    assert parse_scaled(scaled_name(width)) == (width, 1)
+    assert parse_scaled(scaled_name(depth=depth)) == (1, depth)
+    assert parse_scaled(scaled_name(width, depth)) == (width, depth)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "original", "tiny", "width_", "width_x", "my_width_0.5", "width_0.50", "depth_1", "_depth_0.5", "e"]
+)
+def test_other_names_hold_neither_width_nor_depth(name: str) -> None:
+    assert parse_scaled(name) is None
 
 
 @pytest.mark.parametrize("width", [0.0, 1.0, -0.5, 2.0])
-def test_a_width_outside_zero_and_one_is_refused(width: float) -> None:
-    with pytest.raises(InvalidInput, match="expected a number between 0 and 1"):
+def test_a_width_or_depth_outside_zero_and_one_is_refused(width: float) -> None:
+    with pytest.raises(InvalidInput, match=r"width .*: expected a number between 0 and 1"):
         SearchSpace(name="mine", widths=(width,))
+    with pytest.raises(InvalidInput, match=r"depth .*: expected a number between 0 and 1"):
+        SearchSpace(name="mine", depths=(width,))
 
 
 @pytest.mark.parametrize("key", ["precision", "quantisation/precision", "quantization", "quantization/"])
@@ -130,6 +140,12 @@ def test_epochs_are_resolved_for_students_apart_and_smaller_ones_get_more() -> N
     assert [space.resolve(share).epochs for share in (2.0, 0.5, 0.25, 0.01)] == [9, 18, 18, 18]
 
 
+def test_every_field_of_a_recovery_is_resolved() -> None:
+    given = {"temperature": 3.0, "alpha": 0.2, "feature_weight": 0.1, "penalty": "l1", "penalty_weight": 0.01}
+    space = RecoverySpace(epochs=2, sparsify_epochs=4, **given)  # type: ignore[arg-type]
+    assert space.resolve() == Recovery(epochs=2, sparsify_epochs=4, **given)  # type: ignore[arg-type]
+
+
 def test_a_space_of_the_user_is_read_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("methods:\n  quantization:\n    parameters: {precision: [float, int8]}\n    exclude: [fc]\n")
@@ -151,6 +167,11 @@ def test_an_unknown_space_lists_those_shipped() -> None:
         ("methods: {quantization: {parameter: {}}}", "unknown key 'methods.quantization.parameter'"),
         ("widths: [0.5, wide]", r"widths\.1: .*given: 'wide'"),
         ("widths: [1.5]", "width 1.5: expected a number between 0 and 1"),
+        ("variants: 0", "variants 0; expected at least 1"),
+        ("recovery: {penalty: l2}", "recovery.penalty: .*given: 'l2'"),
+        ("recovery: {penalty: l1}", "expected a weight > 0 with l1 or group_lasso"),
+        ("recovery: {epochs: -1}", "epochs -1; expected a number >= 0 or auto"),
+        ("recovery: {student_learning_rate: 0}", "learning_rate > 0"),
         ("methods: [", "not valid YAML"),
     ],
 )

@@ -15,6 +15,8 @@ from torch import nn
 
 from autocompress.data import Array
 from autocompress.errors import AutocompressError, InvalidInput, TaskFailed, UnknownName
+from autocompress.space import Int
+from autocompress.student import Student
 from autocompress.task import Metric, Task, load_task
 from autocompress.user_code import user_code
 
@@ -265,3 +267,22 @@ def test_every_failure_to_load_is_one_of_ours() -> None:
     for reference in ("", ":", "no_task_here", "a.b.c:d", "x.py:", "task.keras"):
         with pytest.raises(AutocompressError):
             load_task(reference)
+
+
+def test_the_fingerprint_sees_students_with_their_ranges_features_loss_and_shapes() -> None:
+    def changed(**fields: Any) -> set[str]:
+        before, now = a_task(model=model).fingerprint(), a_task(model=model, **fields).fingerprint()
+        return {key for key in before if before[key] != now[key]}
+
+    model = nn.Linear(2, 2)
+    assert changed(students={"tiny": nn.Identity}) == {"students"}
+    assert changed(features=("0",)) == {"features"}
+    assert changed(loss=nn.functional.cross_entropy) == {"loss"}
+    assert changed(example_inputs=(INPUTS[:3],)) == {"example inputs"}
+    narrow, wide = (a_task(students={"tiny": Student(nn.Identity, width=Int(1, top))}) for top in (2, 3))
+    assert narrow.fingerprint()["students"] != wide.fingerprint()["students"]
+
+
+def test_features_may_be_names_that_both_share_or_pairs() -> None:
+    assert a_task(features=("a", "b")).feature_pairs == {"a": "a", "b": "b"}
+    assert a_task(features={"a": "b"}).feature_pairs == {"a": "b"}
