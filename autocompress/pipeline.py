@@ -199,11 +199,10 @@ def build_architecture(bench: Workbench, architecture: str) -> nn.Module:
 
 def _scaled(bench: Workbench, width: float, depth: float) -> nn.Module:
     from autocompress.graph.attention import expand_attention
+    from autocompress.graph.depth import shallow_copy
 
     model, examples = expand_attention(copy.deepcopy(bench.teacher)), bench.task.examples
     if depth != 1:
-        from autocompress.graph.depth import shallow_copy
-
         model = shallow_copy(model, examples, depth)
     return scaled_copy(model, examples, width, bench.profile.channel_multiple) if width != 1 else model
 
@@ -507,7 +506,7 @@ def _late(plan: Plan) -> list[tuple[CompressionMethod, Settings]]:
 def _steps(plan: Plan) -> list[tuple[CompressionMethod, Settings]]:
     """The plan's methods with their settings, in the order in which they act."""
     found = [(METHODS[step.method](), step.settings) for step in plan.steps]
-    return sorted(found, key=lambda step: (step[0].stage, step[0].order))
+    return sorted(found, key=lambda step: step[0].turn)
 
 
 class _Stopwatch:

@@ -50,7 +50,7 @@ def planner(space: SearchSpace, models: Mapping[str, LayerView], profile: Hardwa
         UnknownName: If the space names a method that is not registered, or layers that no architecture has.
     """
     _check_patterns(space, models)
-    methods = sorted((METHODS[name]() for name in space.methods), key=lambda method: (method.stage, method.order))
+    methods = sorted((METHODS[name]() for name in space.methods), key=lambda method: method.turn)
     names = tuple(models)
 
     def plan(suggest: Suggest) -> Plan:

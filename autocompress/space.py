@@ -71,6 +71,10 @@ class MethodSpace:
         """True if the method may touch the layer of that name."""
         return _matches(layer, self.layers) and not _matches(layer, self.exclude)
 
+    def admits_part(self, name: str, layers: tuple[str, ...]) -> bool:
+        """True if the name of a group or block is wanted and neither it nor any of its layers is excluded."""
+        return self.admits(name) and not any(_matches(layer, self.exclude) for layer in layers)
+
 
 MOST_STUDENT_FACTOR = 2.0
 """Smaller students are trained longer by at most this factor."""

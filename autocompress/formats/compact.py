@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from autocompress.graph.onnx_fields import has_subgraphs, replace_entries
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, ModelProto, NodeProto
@@ -34,12 +36,12 @@ def compact(graph: ModelProto) -> ModelProto:
     _drop_defaults(graph)
     used = {node.domain for node in body.node} | {"", "ai.onnx"}
     if not graph.functions:
-        _keep(graph.opset_import, [entry for entry in graph.opset_import if entry.domain in used])
+        replace_entries(graph.opset_import, [entry for entry in graph.opset_import if entry.domain in used])
     for node in body.node:
         node.ClearField("doc_string")
         node.ClearField("name")
         del node.metadata_props[:]
-    if not any(attribute.HasField("g") or attribute.graphs for node in body.node for attribute in node.attribute):
+    if not has_subgraphs(graph):
         _rename(graph)
     return graph
 
@@ -73,7 +75,7 @@ def _drop_defaults(graph: ModelProto) -> None:
     for node in graph.graph.node:
         if node.domain in versions and defs.has(node.op_type, node.domain):
             schema = defs.get_schema(node.op_type, versions[node.domain], node.domain)
-            _keep(node.attribute, [one for one in node.attribute if not _is_default(node, one, schema)])
+            replace_entries(node.attribute, [one for one in node.attribute if not _is_default(node, one, schema)])
 
 
 def _is_default(node: NodeProto, attribute: AttributeProto, schema: Any) -> bool:
@@ -87,9 +89,3 @@ def _is_default(node: NodeProto, attribute: AttributeProto, schema: Any) -> bool
     if default is None or not default.name or default.type != attribute.type:
         return False
     return bool(helper.get_attribute_value(default) == helper.get_attribute_value(attribute))
-
-
-def _keep(field: Any, entries: Iterable[Any]) -> None:
-    kept = list(entries)
-    del field[:]
-    field.extend(kept)

@@ -135,9 +135,14 @@ def kept_channels(channels: int, pruning_ratio: float, multiple: int) -> int:
     >>> kept_channels(16, 0.5, 16), kept_channels(6, 0.5, 16)
     (8, 3)
     """
-    step = multiple if channels >= 2 * multiple else min(multiple, 4) if channels >= 8 else 1
+    step = rounding_step(channels, multiple)
     kept = int(channels * (1 - pruning_ratio) / step + 0.5) * step
     return min(channels, max(kept, step)) if pruning_ratio > 0 else channels
+
+
+def rounding_step(full: int, multiple: int) -> int:
+    """What channels and ranks are rounded to: the machine's multiple if there are twice as many, else 4, else 1."""
+    return multiple if full >= 2 * multiple else min(multiple, 4) if full >= 8 else 1
 
 
 def kept_of_group(group: ChannelGroup, pruning_ratio: float, multiple: int) -> int:

@@ -84,6 +84,10 @@ class LayerView:
     channel_groups: tuple[ChannelGroup, ...]
     blocks: tuple[Block, ...] = ()
 
+    def beneath(self, name: str) -> tuple[Layer, ...]:
+        """The layer of a name, or those inside the module of that name."""
+        return tuple(layer for layer in self.layers if f"{layer.name}.".startswith(f"{name}."))
+
     @property
     def parameters(self) -> int:
         """Weights and biases of all layers."""

@@ -53,6 +53,11 @@ class CompressionMethod(ABC):
     order: ClassVar[int] = 0
     """Among the methods of one stage, those of a lower order act first."""
 
+    @property
+    def turn(self) -> tuple[Stage, int]:
+        """When it acts; methods are sorted by it."""
+        return self.stage, self.order
+
     parameters: ClassVar[Mapping[str, str]]
     """Every parameter that a setting may hold, with what it means."""
 

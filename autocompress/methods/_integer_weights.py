@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from autocompress.data import Array
 from autocompress.errors import InfeasiblePlan
 from autocompress.graph.grids import Grid, Layout, fit, grid_of, is_clustered
+from autocompress.graph.onnx_fields import attributes_of
 from autocompress.graph.scopes import weight_of
 
 if TYPE_CHECKING:
@@ -298,10 +299,3 @@ def pack(values: Array, bits: int) -> Array:
     moved = (values.reshape(-1, each).astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     shifts = np.arange(each, dtype=np.uint8) * np.uint8(bits)
     return np.asarray(np.bitwise_or.reduce(moved << shifts, axis=1), np.uint8)
-
-
-def attributes_of(node: NodeProto) -> dict[str, Any]:
-    """The attributes of a node by name."""
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

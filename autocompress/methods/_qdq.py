@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autocompress.data import Array, Split
+from autocompress.graph.onnx_fields import attributes_of, replace_entries
 from autocompress.graph.ranges import Range, scale_and_zero
 from autocompress.graph.scopes import weight_of
 from autocompress.methods._calibration import calibrate
-from autocompress.methods._integer_weights import Form, Integers, Weights, attributes_of, integers_of, output_axis
+from autocompress.methods._integer_weights import Form, Integers, Weights, integers_of, output_axis
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -386,10 +387,3 @@ def _scalars(graph: ModelProto) -> Iterator[tuple[str, float]]:
             array = numpy_helper.to_array(known["value"])
             if array.size == 1:
                 yield node.output[0], float(array.reshape(()))
-
-
-def replace_entries(field: Any, entries: Iterable[Any]) -> None:
-    """Make a repeated field hold these entries alone."""
-    kept = list(entries)
-    del field[:]
-    field.extend(kept)

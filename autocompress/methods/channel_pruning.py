@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, get_args
 
 from autocompress.errors import InfeasiblePlan
@@ -51,7 +50,7 @@ class ChannelPruning(CompressionMethod):
         for group in model.channel_groups:
             multiple = 1 if group.kind == "heads" else profile.channel_multiple
             options = distinct_ratios(group.channels, values_of(space, "pruning_ratio", RATIOS), multiple)
-            if len(options) == 1 or not _admits(space, group):
+            if len(options) == 1 or not space.admits_part(group.name, group.layers):
                 continue
             ratio = suggest(f"{self.name}/{group.name}/pruning_ratio", Choice(options))
             if ratio:
@@ -154,9 +153,3 @@ def distinct_ratios(channels: int, ratios: tuple[Scalar, ...], multiple: int) ->
 def _importance(setting: Mapping[str, Scalar]) -> Importance:
     importance: Importance = setting.get("importance", DEFAULT_IMPORTANCE)  # type: ignore[assignment]
     return importance
-
-
-def _admits(space: MethodSpace, group: ChannelGroup) -> bool:
-    """True if the group's name is wanted and none of its layers is excluded."""
-    anywhere = replace(space, layers=("*",))
-    return space.admits(group.name) and all(anywhere.admits(layer) for layer in group.layers)

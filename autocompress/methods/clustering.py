@@ -68,7 +68,7 @@ class Clustering(CompressionMethod):
                 raise InfeasiblePlan(f"{self.name}: layer {name!r}: bits {bits!r}; expected a whole number 1 to 8")
             if not isinstance(integers, bool):
                 raise InfeasiblePlan(f"{self.name}: layer {name!r}: integers {integers!r}; expected true or false")
-            layers = [layer for layer in model.layers if f"{layer.name}.".startswith(f"{name}.")]
+            layers = model.beneath(name)
             if not layers or any(layer.kind not in KINDS for layer in layers):
                 found = ", ".join(sorted({layer.kind for layer in layers})) or "no layer that the model uses"
                 raise InfeasiblePlan(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from autocompress.errors import InfeasiblePlan
-from autocompress.graph.view import Block, ChannelGroup, LayerView
+from autocompress.graph.view import ChannelGroup, LayerView
 from autocompress.methods._base import METHODS, CompressionMethod, Context, values_of
 from autocompress.plan import Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
@@ -41,7 +41,8 @@ class LayerDrop(CompressionMethod):
         for block in model.blocks:
             if len(settings) == len(model.blocks) - 1:
                 break
-            if _admits(space, block) and suggest(f"{self.name}/{block.name}/drop", Choice((False, True))):
+            admitted = space.admits_part(block.name, block.layers)
+            if admitted and suggest(f"{self.name}/{block.name}/drop", Choice((False, True))):
                 settings[block.name] = {"drop": True}
         return settings
 
@@ -78,10 +79,7 @@ class LayerDrop(CompressionMethod):
         """
         from autocompress.graph.blocks import drop_blocks
 
-        try:
-            drop_blocks(model, context.examples, settings)
-        except InfeasiblePlan as error:
-            raise InfeasiblePlan(f"{self.name}: {error}") from error
+        drop_blocks(model, context.examples, settings)
         return model
 
     def verify(self, model: nn.Module, settings: Settings) -> None:
@@ -100,9 +98,3 @@ def _without(group: ChannelGroup, gone: Collection[str]) -> ChannelGroup | None:
         return None
     part = group.name.removeprefix(group.layers[0])
     return replace(group, name=left[0] + part, layers=left)
-
-
-def _admits(space: MethodSpace, block: Block) -> bool:
-    """True if the block's name is wanted and nothing in it is excluded."""
-    anywhere = replace(space, layers=("*",))
-    return space.admits(block.name) and all(anywhere.admits(layer) for layer in block.layers)

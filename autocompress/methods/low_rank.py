@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from autocompress.errors import InfeasiblePlan
+from autocompress.graph.channel_groups import rounding_step
 from autocompress.graph.view import Layer, LayerView
 from autocompress.methods._base import METHODS, CompressionMethod, Context, values_of
 from autocompress.plan import Scalar, Settings, Stage
@@ -211,7 +212,7 @@ def rounded_rank(full: int, ratio: float, multiple: int) -> int:
     >>> rounded_rank(16, 0.5, 16), rounded_rank(6, 0.4, 16)
     (8, 3)
     """
-    step = multiple if full >= 2 * multiple else min(multiple, 4) if full >= 8 else 1
+    step = rounding_step(full, multiple)
     return min(full, math.ceil(round(ratio * full / step, 9)) * step)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from autocompress.data import Array
 from autocompress.errors import InfeasiblePlan
+from autocompress.graph.onnx_fields import attributes_of, replace_entries
 from autocompress.graph.ranges import CALIBRATIONS, Range, histogram_of, range_of
 from autocompress.graph.scopes import weight_nodes
 from autocompress.graph.view import Layer, LayerView
@@ -21,12 +22,11 @@ from autocompress.methods._integer_weights import (
     Form,
     Weights,
     add_domain,
-    attributes_of,
     blockwise,
     check_block,
     dynamic_product,
 )
-from autocompress.methods._qdq import Static, quantize_static, replace_entries, take_ranges
+from autocompress.methods._qdq import Static, quantize_static, take_ranges
 from autocompress.plan import Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, MethodSpace, Suggest
@@ -156,7 +156,7 @@ class Quantization(CompressionMethod):
         """Refuse what a layer can't have, and parameters that mean nothing to its precision."""
         for name, setting in settings.items():
             precision = setting.get("precision")
-            layers = [layer for layer in model.layers if f"{layer.name}.".startswith(f"{name}.")]
+            layers = model.beneath(name)
             known = sorted(set.intersection(*(set(_precisions(layer)) for layer in layers))) if layers else []
             if precision not in known:
                 raise InfeasiblePlan(

@@ -108,7 +108,7 @@ class Sparsity(CompressionMethod):
                     expected = self.parameters[parameter]
                     raise InfeasiblePlan(f"{self.name}: layer {name!r}: {parameter} {value!r}; expected {expected}")
             self._check_amount(name, setting)
-            layers = [layer for layer in model.layers if f"{layer.name}.".startswith(f"{name}.")]
+            layers = model.beneath(name)
             groups = _groups(setting.get("pattern"))
             unfit = [layer for layer in layers if layer.kind not in KINDS or (groups and not _fits(layer, groups))]
             if unfit or not layers:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autocompress.graph.onnx_fields import has_subgraphs
+
 if TYPE_CHECKING:
     from onnx import ModelProto
 
@@ -31,11 +33,6 @@ def newest_opset(graph: ModelProto) -> int:
     if own < OLDEST or graph.functions or has_subgraphs(graph) or operators & CHANGED:
         return own
     return max(own, min(NEWEST, onnx.defs.onnx_opset_version()))
-
-
-def has_subgraphs(graph: ModelProto) -> bool:
-    """True if a node (If, Loop, Scan) holds a graph of its own, which may read any value of the outer one."""
-    return any(attribute.HasField("g") or attribute.graphs for node in graph.graph.node for attribute in node.attribute)
 
 
 def raise_opset(graph: ModelProto, opset: int) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from autocompress.data import Array
 from autocompress.errors import ConversionError
 from autocompress.formats.encodings._base import ENCODINGS, Encoded, Encoding, Writer, bit_patterns, file_bytes, plain
 from autocompress.formats.encodings._kernels import optimized_operators
-from autocompress.formats.encodings._opset import OLDEST, has_subgraphs, newest_opset, opset_of, raise_opset
+from autocompress.formats.encodings._opset import OLDEST, newest_opset, opset_of, raise_opset
+from autocompress.graph.onnx_fields import has_subgraphs, replace_entries
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -92,8 +93,8 @@ def _encoded(graph: ModelProto, opset: int) -> ModelProto:
     for tensor in graph.graph.initializer:
         if tensor.name in weights:
             store.add(tensor.name, _smallest(tensor, next(fresh), opset, encodings, store))
-    _replace(graph.graph.initializer, store.tensors)
-    _replace(graph.graph.node, [*store.nodes, *graph.graph.node])
+    replace_entries(graph.graph.initializer, store.tensors)
+    replace_entries(graph.graph.node, [*store.nodes, *graph.graph.node])
     raise_opset(graph, store.opset)
     return graph
 
@@ -207,7 +208,7 @@ def _store_once(graph: ModelProto) -> None:
     names = {one.name: first.setdefault(_content(one), one.name) for one in body.initializer if one.name not in fixed}
     for node in body.node:
         node.input[:] = [names.get(value, value) for value in node.input]
-    _replace(body.initializer, [one for one in body.initializer if names.get(one.name, one.name) == one.name])
+    replace_entries(body.initializer, [one for one in body.initializer if names.get(one.name, one.name) == one.name])
 
 
 def _content(tensor: TensorProto) -> _Content:
@@ -229,9 +230,3 @@ def _fresh_names(graph: ModelProto) -> Iterator[str]:
 
 def _starts(names: Iterable[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in names)
-
-
-def _replace(field: Any, entries: Iterable[Any]) -> None:
-    kept = list(entries)
-    del field[:]
-    field.extend(kept)
