@@ -49,6 +49,9 @@ class Step:
 Penalty = Literal["none", "l1", "group_lasso"]
 """What training may add to the loss to make a model sparse."""
 
+Kept = Literal["best", "last"]
+"""The epoch whose weights a recovery leaves: the best one on validation data, or the last one."""
+
 
 @dataclass(frozen=True)
 class Recovery:
@@ -67,6 +70,9 @@ class Recovery:
         penalty_weight: Factor of the penalty, > 0 if there is one; 0.01 with l1 or 0.001 with group_lasso does much.
         sparsify_epochs: Epochs with the penalty, at the same rate, before structure is removed (Liu et al., "Learning
             Efficient Convolutional Networks through Network Slimming", 2017). With 0 the penalty acts in the recovery.
+        keep: "best" leaves the weights of the epoch that scores best on validation data, or those from before if none
+            is better; "last" those of the last epoch, for validation data that the original has been trained on, where
+            every epoch scores below its start.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -78,6 +84,7 @@ class Recovery:
     penalty: Penalty = "none"
     penalty_weight: float = 0.0
     sparsify_epochs: int = 0
+    keep: Kept = "best"
 
     def __post_init__(self) -> None:
         self._check_training()
@@ -90,6 +97,8 @@ class Recovery:
             )
         if self.feature_weight < 0:
             raise InvalidInput(f"recovery: feature_weight {self.feature_weight}; expected a number >= 0")
+        if self.keep not in get_args(Kept):
+            raise InvalidInput(f"recovery: keep {self.keep!r}; expected one of {', '.join(get_args(Kept))}")
 
     def _check_penalty(self) -> None:
         if self.penalty not in get_args(Penalty):

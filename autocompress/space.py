@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from autocompress.errors import InvalidInput
-from autocompress.plan import ORIGINAL, Penalty, Recovery, Scalar
+from autocompress.plan import ORIGINAL, Kept, Penalty, Recovery, Scalar
 from autocompress.resources import find_yaml
 from autocompress.serialization import digest, from_data, read_yaml
 
@@ -91,7 +91,7 @@ class RecoverySpace:
             less time, get more of them in proportion, up to twice as many.
         learning_rate: Peak learning rate for models that keep the original's weights.
         student_learning_rate: Peak learning rate for students.
-        temperature, alpha, feature_weight: As in `Recovery`.
+        temperature, alpha, feature_weight, keep: As in `Recovery`.
         penalty, penalty_weight, sparsify_epochs: As in `Recovery`; only for plans that remove something.
     """
 
@@ -106,6 +106,7 @@ class RecoverySpace:
     penalty: Penalty = "none"
     penalty_weight: float = 0.0
     sparsify_epochs: int = 0
+    keep: Kept = "best"
 
     def __post_init__(self) -> None:
         for epochs in (self.epochs, self.student_epochs):
@@ -137,6 +138,7 @@ class RecoverySpace:
             penalty=self.penalty,
             penalty_weight=self.penalty_weight,
             sparsify_epochs=self.sparsify_epochs,
+            keep=self.keep,
         )
 
 

@@ -27,8 +27,8 @@ class Recovered:
 
     Args:
         start: Score on validation data before the first epoch.
-        score: Best score on validation data over the epochs, of the torch model.
-        epoch: The epoch whose weights the model has now, from 1; 0 if training never beat the start.
+        score: On validation data with the weights that the model has now, of the torch model.
+        epoch: The epoch of these weights, from 1; 0 if the best are kept and training never beat the start.
         epochs: Epochs that were run.
     """
 
@@ -49,7 +49,7 @@ def recover(
     features: Mapping[str, str] | None = None,
     folded: bool = False,
 ) -> Recovered:
-    """Train a model in place on α·hard + (1 - α)·soft loss and leave the weights of its best epoch in it.
+    """Train a model in place on α·hard + (1 - α)·soft loss and leave the weights of its best or last epoch in it.
 
     Args:
         model: The compressed model; trained in place, in evaluation mode afterwards.
@@ -69,6 +69,8 @@ def recover(
     epochs = recovery.epochs
     start = score(model)
     best, weights = Recovered(start, start, 0, epochs), _snapshot(model)
+    # the best epoch lies late in a one-cycle schedule; scoring the early ones costs a third more
+    first = epochs - 1 if recovery.keep == "last" else epochs // 2
     with ExitStack() as looking:
         match = None
         if recovery.feature_weight:
@@ -82,12 +84,13 @@ def recover(
             epochs=epochs,
             learning_rate=recovery.learning_rate,
             seed=seed,
+            taught=recovery.alpha < 1,
             beside=beside,
         ):
-            if epoch <= epochs // 2:
-                continue  # the best epoch lies late in a one-cycle schedule; scoring the early ones costs a third more
+            if epoch <= first:
+                continue
             reached = score(model)
-            if reached >= best.score:
+            if reached >= best.score or recovery.keep == "last":
                 best, weights = Recovered(start, reached, epoch, epochs), _snapshot(model)
     model.load_state_dict(weights)
     model.eval()
@@ -119,7 +122,8 @@ def distillation_loss(model: nn.Module, lesson: Lesson, recovery: Recovery, loss
     """α·hard + (1 - α)·soft loss of one batch.
 
     The soft part is the KL divergence of class distributions softened by the temperature, times T² so that its
-    gradients do not shrink with T; for other targets the mean squared difference of the outputs.
+    gradients do not shrink with T; for other targets the mean squared difference of the outputs. A lesson without the
+    teacher's outputs, which an α of 1 does not need, has the hard part alone.
 
     References:
         Hinton et al., "Distilling the knowledge in a neural network", 2015.
@@ -135,6 +139,8 @@ def distillation_loss(model: nn.Module, lesson: Lesson, recovery: Recovery, loss
         ),
         f"computing the loss of outputs {tuple(outputs.shape)} on train targets {tuple(lesson.targets.shape)}",
     )
+    if lesson.taught is None:
+        return hard
     classes = classes and outputs.dim() > 1 and outputs.shape[1] > 1
     soft = _softened(outputs, lesson.taught, recovery.temperature) if classes else F.mse_loss(outputs, lesson.taught)
     return recovery.alpha * hard + (1 - recovery.alpha) * soft

@@ -30,12 +30,12 @@ class Lesson:
     Args:
         inputs: Of the model, tensors (samples, …).
         targets: The true ones.
-        taught: The teacher's outputs.
+        taught: The teacher's outputs; None if nobody asked for them.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
-    taught: Tensor
+    taught: Tensor | None
 
 
 class Lessons:
@@ -58,28 +58,30 @@ class Lessons:
             return -(-len(self._split) // self._batch_size)
         return sum(1 for _ in self._split.batches(self._batch_size))
 
-    def epoch(self, seed: int, *, fewest: int = 1) -> Iterator[Lesson]:
+    def epoch(self, seed: int, *, fewest: int = 1, taught: bool = True) -> Iterator[Lesson]:
         """All batches once, shuffled.
 
         Args:
             seed: Of the order.
             fewest: Samples that a batch must have; smaller ones are left out, since batch norm can't train on one.
+            taught: False to leave the teacher's outputs out.
 
         Raises:
             InvalidInput: If no batch is large enough.
         """
-        split, used = self._with_answers or self._split, 0
+        answered = self._with_answers if taught else None
+        split, used = answered or self._split, 0
         for batch in split.batches(self._batch_size, seed=seed):
             if len(batch) < fewest:
                 continue
             used += 1
             targets = torch.from_numpy(np.ascontiguousarray(batch.targets))
-            if self._with_answers is not None:
-                *inputs, taught = tensors(batch.inputs)
-                yield Lesson(tuple(inputs), targets, taught)
+            if answered is not None:
+                *inputs, answers = tensors(batch.inputs)
+                yield Lesson(tuple(inputs), targets, answers)
             else:
                 given = tensors(batch.inputs)
-                yield Lesson(given, targets, self._ask(given))
+                yield Lesson(given, targets, self._ask(given) if taught else None)
         if not used:
             raise InvalidInput(
                 f"train data: no batch of {fewest} or more samples, which batch norm needs to be trained; use larger "

@@ -34,6 +34,7 @@ def sparsify(model: nn.Module, lessons: Lessons, recovery: Recovery, *, seed: in
     torch.manual_seed(seed)
     batch_loss = make_batch_loss(model, recovery, loss, penalized=True)
     epochs, rate = recovery.sparsify_epochs, recovery.learning_rate
-    for _ in train(model, lessons, batch_loss, epochs=epochs, learning_rate=rate, seed=seed):
+    taught = recovery.alpha < 1
+    for _ in train(model, lessons, batch_loss, epochs=epochs, learning_rate=rate, seed=seed, taught=taught):
         pass
     model.eval()

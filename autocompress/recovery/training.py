@@ -30,6 +30,7 @@ def train(
     epochs: int,
     learning_rate: float,
     seed: int,
+    taught: bool = True,
     beside: Sequence[nn.Parameter] = (),
 ) -> Iterator[int]:
     """Train a model in place; yields after each epoch its number, from 1.
@@ -45,6 +46,7 @@ def train(
         epochs: Passes over the data.
         learning_rate: Peak of the schedule.
         seed: For the order of the data.
+        taught: False for a loss that does not look at the teacher's outputs, which then are not computed.
         beside: Parameters that are trained too and are none of the model's.
 
     Raises:
@@ -58,7 +60,9 @@ def train(
     scheduled = [one for one in constraints(model) if not one.settled]
     for epoch in range(1, epochs + 1):
         model.train()
-        for index, lesson in enumerate(islice(lessons.epoch(seed + epoch, fewest=fewest), lessons.steps)):
+        for index, lesson in enumerate(
+            islice(lessons.epoch(seed + epoch, fewest=fewest, taught=taught), lessons.steps)
+        ):
             for constraint in scheduled:
                 constraint.advance(((epoch - 1) * lessons.steps + index) / steps)
             _step(optimizer, batch_loss(lesson))

@@ -60,7 +60,7 @@ def test_the_digest_changes_with_everything_a_plan_says() -> None:
 
 
 def test_the_digest_is_the_same_in_every_process() -> None:
-    assert Plan().digest == "05a2f9352699"
+    assert Plan().digest == "bb22fbadcea3"
 
 
 def test_only_the_untouched_original_is_the_baseline() -> None:
@@ -118,3 +118,8 @@ def test_a_plan_that_trains_towards_sparsity_is_not_the_baseline() -> None:
 def test_a_recovery_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInput, match="expected epochs >= 0"):
         Recovery(**wrong)  # type: ignore[arg-type]
+
+
+def test_only_the_weights_of_the_best_or_last_epoch_are_kept() -> None:
+    with pytest.raises(InvalidInput, match="keep 'first'; expected one of best, last"):
+        Recovery(keep="first")  # type: ignore[arg-type]

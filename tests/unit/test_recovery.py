@@ -67,6 +67,29 @@ def test_training_never_ends_below_its_start(lessons: Lessons) -> None:
     assert score(model) >= before
 
 
+def test_the_last_epoch_is_kept_where_validation_data_favors_the_start(lessons: Lessons) -> None:
+    models = {"last": task.build_model(), "best": task.build_model()}
+    scores = iter(range(100, 0, -1))  # every epoch seems worse than the one before
+    for keep, model in models.items():
+        recovery = Recovery(epochs=4, keep=keep)  # type: ignore[arg-type]
+        reached = recover(model, lessons, recovery, score=lambda _: float(next(scores)), seed=0)
+        assert reached.epoch == {"last": 4, "best": 0}[keep]
+    before, last, best = (model.state_dict()["norm.weight"] for model in (task.build_model(), *models.values()))
+    assert torch.equal(best, before)
+    assert not torch.equal(last, before)
+
+
+def test_a_teacher_whose_outputs_do_not_count_is_not_asked() -> None:
+    class Silent(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("asked")
+
+    untaught = Recovery(epochs=1, alpha=1.0)
+    recover(fresh(), Lessons(task, Silent()), untaught, score=lambda _: 0.0, seed=0)
+    slimming = Recovery(alpha=1.0, penalty="l1", penalty_weight=0.01, sparsify_epochs=1)
+    sparsify(fresh(), Lessons(task, Silent()), slimming, seed=0)
+
+
 def test_a_loss_that_is_no_number_ends_the_trial(lessons: Lessons) -> None:
     model = fresh()
     with torch.no_grad():
