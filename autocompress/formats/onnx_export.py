@@ -80,16 +80,24 @@ def _plain_attention() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's advice about itself and constant folding from the terminal."""
+    """Keep the exporter's advice about itself and constant folding, and graphs that it fails on, from the terminal.
+
+    The exporter means to print graphs when asked for it alone, but forgets to call the function that says so (torch
+    2.13, `setup_onnx_logging`), and an operator that it does not know gives hundreds of lines.
+    """
+    import torch
+
     logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    level, printing = logger.level, torch._C._jit_onnx_log
     logger.setLevel(logging.ERROR)
+    torch._C._jit_onnx_log = lambda *_: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        torch._C._jit_onnx_log = printing
 
 
 def _share_nothing(graph: ModelProto) -> ModelProto:

@@ -69,12 +69,15 @@ def users(model: nn.Module, module: nn.Module, parameter: str = "weight") -> tup
     if not _has_one_tensor(module, parameter):
         return ((module, parameter),)
     weight = free_weight(module, parameter)
-    found: list[tuple[nn.Module, str]] = []
-    for other in model.modules():
-        if not isinstance(other, parametrize.ParametrizationList):
-            names = [name for name in _weight_names(other) if _has_one_tensor(other, name)]
-            found += ((other, name) for name in names if free_weight(other, name) is weight)
-    return tuple(found)
+    return tuple((other, name) for other, name in _weights(model) if free_weight(other, name) is weight)
+
+
+def tied_modules(model: nn.Module) -> set[nn.Module]:
+    """The modules of a model whose free weight is used elsewhere too."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module, name in _weights(model):
+        found.setdefault(id(free_weight(module, name)), []).append((module, name))
+    return {module for uses in found.values() if len(uses) > 1 for module, name in uses if name == "weight"}
 
 
 def release(model: nn.Module) -> nn.Module:
@@ -95,6 +98,13 @@ def release_weights(held: Iterable[tuple[nn.Module, str]]) -> None:
         with torch.no_grad():
             free_weight(module, name).set_(weight)
         free_weight(module, name).grad = None
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Every module with the names of its parameters that have one free tensor."""
+    for module in model.modules():
+        if not isinstance(module, parametrize.ParametrizationList):
+            yield from ((module, name) for name in _weight_names(module) if _has_one_tensor(module, name))
 
 
 def _weight_names(module: nn.Module) -> list[str]:

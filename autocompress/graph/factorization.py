@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from autocompress.data import Split
 from autocompress.errors import InfeasiblePlan
@@ -67,8 +68,26 @@ class Factorized(nn.Sequential):
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """True for a linear layer or convolution that computes as torch's own does."""
-    return type(layer).forward in {kind.forward for kind in (nn.Linear, *CONVOLUTIONS.values(), *TRANSPOSED.values())}
+    """True for a linear layer or convolution that computes as torch's own does.
+
+    Of linear layers with a forward of their own, such as those that cast what they read, an inference tells.
+    """
+    own = (nn.Linear, *CONVOLUTIONS.values(), *TRANSPOSED.values())
+    if type(layer).forward in {kind.forward for kind in own}:
+        return True
+    return isinstance(layer, nn.Linear) and _computes_a_product(layer)
+
+
+def _computes_a_product(linear: nn.Linear) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(4, 3, linear.in_features, generator=generator).to(linear.weight)
+    wanted = functional.linear(probe, linear.weight, linear.bias)
+    with evaluating(linear), torch.no_grad():
+        try:
+            got = linear(probe)
+        except Exception:  # a layer that takes something else is not torch's own, whatever it raises
+            return False
+    return isinstance(got, Tensor) and got.shape == wanted.shape and torch.allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 def svd(linear: nn.Linear, rank: int) -> Factorized:

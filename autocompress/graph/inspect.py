@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.data import Array
@@ -53,6 +53,8 @@ def used_layers(model: nn.Module, examples: tuple[Array, ...]) -> tuple[Layer, .
     MACs are those of the products with weights and, in attention, of queries with keys and of scores with values. A
     layer that is called twice counts twice.
     """
+    from autocompress.graph.constraints import tied_modules
+
     macs: dict[str, int] = {}
     kinds = {name: (module, kind) for name, module, kind in _candidates(model)}
 
@@ -70,10 +72,13 @@ def used_layers(model: nn.Module, examples: tuple[Array, ...]) -> tuple[Layer, .
     finally:
         for handle in hooks:
             handle.remove()
-    return tuple(_layer(name, module, kind, macs[name]) for name, (module, kind) in kinds.items() if name in macs)
+    tied = tied_modules(model)
+    return tuple(_layer(name, module, kind, macs[name], tied) for name, (module, kind) in kinds.items() if name in macs)
 
 
-def _layer(name: str, module: nn.Module, kind: LayerKind, macs: int) -> Layer:
+def _layer(name: str, module: nn.Module, kind: LayerKind, macs: int, tied: Collection[nn.Module]) -> Layer:
+    from autocompress.graph.factorization import is_plain
+
     weight = getattr(module, "weight", None)
     return Layer(
         name,
@@ -83,6 +88,7 @@ def _layer(name: str, module: nn.Module, kind: LayerKind, macs: int) -> Layer:
         tuple(weight.shape) if weight is not None else (),
         int(getattr(module, "groups", 1)),
         bool(getattr(module, "transposed", False)),
+        kind not in ("conv", "linear") or (is_plain(module) and module not in tied),
     )
 
 

@@ -24,6 +24,8 @@ class Layer:
             layers with several weights.
         groups: Of a convolution; equal to its channels if it is depthwise.
         transposed: True for transposed convolutions.
+        replaceable: False for convolutions and linear layers that other layers can't stand in for: those that compute
+            in a way of their own, and those that share their weight.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -34,6 +36,7 @@ class Layer:
     shape: tuple[int, ...] = ()
     groups: int = 1
     transposed: bool = False
+    replaceable: bool = True
 
 
 @dataclass(frozen=True)

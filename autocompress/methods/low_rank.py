@@ -112,7 +112,7 @@ class LowRank(CompressionMethod):
         wanted = values_of(space, "rank_ratio", RATIOS)
         settings: dict[str, dict[str, Scalar]] = {}
         for layer in model.layers:
-            if not _is_splittable(layer) or not space.admits(layer.name):
+            if not (_is_splittable(layer) and layer.replaceable and space.admits(layer.name)):
                 continue
             geometry = Geometry.of(layer)
             decompositions = self._offered(geometry, space)

@@ -56,7 +56,7 @@ TIMM: Mapping[str, tuple[tuple[str, int], ...]] = {
     "grouped": (("resnext50_32x4d", 64), ("regnetx_002", 96), ("regnety_002", 96), ("resnest14d", 64)),
     "squeeze-excite": (("seresnet50", 64), ("efficientnet_b0", 96), ("mobilenetv3_small_050", 96)),
     "dense concat": (("densenet121", 64), ("cspresnet50", 64), ("inception_v3", 128), ("hrnet_w18_small", 64)),
-    "plain": (("vgg11_bn", 64), ("repvgg_a0", 96), ("darknet17", 64)),
+    "plain": (("vgg11_bn", 224), ("repvgg_a0", 96), ("darknet17", 64)),
     "depthwise": (
         ("mobilenetv2_050", 96),
         ("mnasnet_small", 96),

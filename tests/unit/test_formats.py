@@ -48,6 +48,13 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_reason() -> None:
         export(Stubborn(), task.examples)
 
 
+def test_an_operator_that_onnx_lacks_is_one_line_and_no_printed_graph(capfd: pytest.CaptureFixture[str]) -> None:
+    uneven = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(7), nn.Flatten())
+    with pytest.raises(ConversionError, match="adaptive_avg_pool2d"):
+        export(uneven, task.examples)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_equal_initializers_are_not_shared() -> None:
     class Twins(nn.Module):
         def __init__(self) -> None:

@@ -346,6 +346,22 @@ def test_layers_that_are_more_than_their_weight_are_refused(name: str, reason: s
         apply(name, profile, Specimen(Tied, (32,)), rank_ratio=0.25)
 
 
+def test_layers_that_are_more_than_their_weight_are_not_offered() -> None:
+    view = layer_view(Tied().eval(), Specimen(Tied, (32,)).examples)
+    assert {layer.name: layer.replaceable for layer in view.layers} == {"words": True, "inner": False, "head": False}
+    assert offered(MethodSpace(), *view.layers) == {}
+
+
+def test_a_linear_layer_that_only_casts_what_it_reads_is_as_good_as_any(profile: HardwareProfile) -> None:
+    class Casting(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return nn.functional.linear(input.float(), self.weight, self.bias)
+
+    specimen = Specimen(lambda: nn.Sequential(Casting(32, 32)), (32,))
+    assert layer_view(specimen.model(), specimen.examples).layers[0].replaceable
+    assert isinstance(apply("0", profile, specimen, rank_ratio=0.25)[0], Factorized)  # type: ignore[index]
+
+
 def test_a_layer_is_replaced_under_all_of_its_names(profile: HardwareProfile) -> None:
     class Aliased(nn.Module):
         def __init__(self) -> None:
