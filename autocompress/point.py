@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
@@ -13,6 +15,12 @@ from autocompress.front import feasible, pareto_front
 from autocompress.objective import Constraint, Objective
 from autocompress.plan import ORIGINAL, Plan, Step
 from autocompress.record import Confirmation, Record
+
+BITS = "bits"
+"""The parameter that says how many bits a weight takes, whatever the method."""
+
+_UNFIT = re.compile(r"[^\w.+-]+")
+"""What names of files had better not hold."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +145,8 @@ def make_point(
 
 
 def point_name(record: Record) -> str:
-    """Short name of a record's model, unique in its run."""
-    return f"{record.number:03d}-{summarize(record.plan)}"
+    """Short name of a record's model, unique in its run and fit for a file."""
+    return f"{record.number:03d}-{_UNFIT.sub('_', summarize(record.plan)).strip('_')}"
 
 
 def summarize(plan: Plan) -> str:
@@ -146,6 +154,9 @@ def summarize(plan: Plan) -> str:
 
     >>> summarize(Plan(architecture="width_0.5", steps=(Step("quantization", {"fc": {"precision": "int8"}}),)))
     'width_0.5-int8'
+    >>> fewer = Step("layer_drop", {"layer1.1": {"drop": True}, "layer2.1": {"drop": True}})
+    >>> summarize(Plan(steps=(fewer, Step("quantization", {"fc": {"precision": "int8", "bits": 4}}))))
+    'layer_drop_2-int8_w4'
     """
     if plan.is_baseline:
         return "baseline"
@@ -155,9 +166,17 @@ def summarize(plan: Plan) -> str:
 
 
 def _summarize_step(step: Step) -> str:
-    values = [value for setting in step.settings.values() for value in setting.values()]
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    words = sorted({value for value in values if isinstance(value, str)})
-    if numbers:
-        return f"{step.method}_{sum(numbers) / len(numbers):.2f}"
-    return "+".join(words)
+    """How much of a method: the mean of its ratios, else its words, the mean of its bits, or how many layers it takes.
+
+    No rule may depend on the order of settings, which files do not keep.
+    """
+    given = [item for setting in step.settings.values() for item in setting.items()]
+    bits = [value for parameter, value in given if parameter == BITS]
+    ratios = [value for _, value in given if isinstance(value, float)]
+    words = sorted({value for _, value in given if isinstance(value, str)})
+    if ratios:
+        return f"{step.method}_{mean(ratios):.2f}"
+    widths = f"_w{mean(map(float, bits)):.3g}" if bits else ""
+    if words:
+        return "+".join(words) + widths
+    return step.method + (widths or f"_{len(step.settings)}")
