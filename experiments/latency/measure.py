@@ -23,7 +23,6 @@ from autocompress.devices import resolve_profile
 from autocompress.formats import onnx_runtime
 from autocompress.graph.inspect import layer_view
 from autocompress.pipeline import Workbench, build, build_architecture, finish, lower, settle
-from autocompress.plan import Plan
 from autocompress.task import Task
 from experiments.methods.settings import (
     CODEBOOK,
