@@ -36,16 +36,23 @@ def save(graph: ModelProto, path: Path) -> None:
     write_atomically(path, graph.SerializeToString())
 
 
-def predictor(model: Path | ModelProto) -> Predict:
+ROUNDS_FLOAT_LAYERS = "WeightBiasQuantization"
+"""The optimizer of ONNX Runtime that rounds the weights of float layers between integer ones."""
+
+
+def predictor(model: Path | ModelProto, *, optimized: bool = True, without: Sequence[str] = ()) -> Predict:
     """An ONNX model as a function of input arrays.
 
     Args:
         model: A file or a graph.
+        optimized: False to run node by node what is written, rounding on floats, instead of the integer kernels that
+            the nodes describe.
+        without: Names of optimizers of ONNX Runtime to leave out.
 
     Raises:
         ConversionError: If ONNX Runtime refuses the model.
     """
-    session = _session(model)
+    session = _session(model, optimized=optimized, without=without)
     names = [item.name for item in session.get_inputs()]
 
     def predict(inputs: tuple[Array, ...]) -> Array:
@@ -81,16 +88,22 @@ def _random_input(shape: Sequence[int | str | None], kind: str, rng: np.random.G
     return np.zeros(sizes, dtype)
 
 
-def _session(model: Path | ModelProto) -> onnxruntime.InferenceSession:
+def _session(
+    model: Path | ModelProto, *, optimized: bool = True, without: Sequence[str] = ()
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without) or None
+        )
     except Exception as error:  # ONNX Runtime's errors share no base class but Exception
         what = f"model {model}" if isinstance(model, Path) else "the model"
         raise ConversionError(

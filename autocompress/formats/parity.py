@@ -28,11 +28,14 @@ class Parity:
 
     Args:
         relative_error: Largest difference over the largest absolute reference output.
-        agreement: Share of samples with the same largest output.
+        agreement: Share of samples, and of the places in each (samples, classes, …), with the same largest class.
+        steps: Difference that 99 % of the outputs stay within, in steps of 1/255 of the range of the reference outputs:
+            what an output of 8 bits can tell apart.
     """
 
     relative_error: float
     agreement: float
+    steps: float
 
 
 def torch_predictor(model: nn.Module) -> Predict:
@@ -58,9 +61,12 @@ def compare(reference: Predict, candidate: Predict, inputs: tuple[Array, ...], *
     ]
     expected, found = (np.concatenate(column) for column in zip(*pairs, strict=True))
     scale = max(float(np.abs(expected).max()), 1e-12)
-    error = float(np.abs(expected - found).max()) / scale
-    same = expected.reshape(len(expected), -1).argmax(1) == found.reshape(len(found), -1).argmax(1)
-    return Parity(error, float(same.mean()))
+    differences = np.abs(expected - found)
+    error = float(differences.max()) / scale
+    step = max(float(expected.max() - expected.min()) / 255, 1e-12)
+    classes = 1 if expected.ndim > 1 else 0
+    same = expected.argmax(classes) == found.argmax(classes)
+    return Parity(error, float(np.mean(same)), float(np.quantile(differences, 0.99, method="lower")) / step)
 
 
 def require(parity: Parity, tolerance: float, what: str) -> None:

@@ -173,10 +173,27 @@ def test_made_up_inputs_fit_the_model(tmp_path: Path) -> None:
     assert predictor(tmp_path / "model.onnx")(inputs).shape == (1, 4)
 
 
+def test_two_models_are_compared_in_steps_of_an_8_bit_output_and_by_place() -> None:
+    wanted = np.zeros((2, 3, 10), np.float32)
+    wanted[:, 0], wanted[:, 1] = 1.0, -1.55  # a range of 255 steps of 0.01
+    found = wanted + np.float32(0.02)
+    found[0, 1, 0] = 1.5  # one of 60 outputs, and the largest class of one of 20 places
+    apart = parity.compare(lambda _: wanted, lambda _: found, (np.zeros(2),), batch_size=2)
+    assert apart.relative_error == pytest.approx(3.05 / 1.55)
+    assert apart.agreement == 0.95
+    assert apart.steps == pytest.approx(2, rel=1e-4)
+
+
+def test_a_graph_can_be_run_as_it_is_written() -> None:
+    graph = export(task.build_model(), task.examples)
+    literal, usual = (predictor(graph, optimized=optimized)(IMAGES) for optimized in (False, True))
+    np.testing.assert_allclose(literal, usual, rtol=1e-4, atol=1e-5)
+
+
 def test_parity_refuses_what_is_not_a_number() -> None:
     with pytest.raises(ConversionError, match="outputs differ"):
-        parity.require(parity.Parity(float("nan"), 1.0), 0.5, "this")
-    parity.require(parity.Parity(0.4, 1.0), 0.5, "this")
+        parity.require(parity.Parity(float("nan"), 1.0, 0.0), 0.5, "this")
+    parity.require(parity.Parity(0.4, 1.0, 100.0), 0.5, "this")
 
 
 def test_torch_models_predict_in_evaluation_mode() -> None:
