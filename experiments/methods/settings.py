@@ -85,7 +85,7 @@ FEWEST = ("layer_drop", space(("layer1.1", "layer1.2", "layer2.2", "layer3.1"), 
 """Residual blocks of ResNet-20 that are missed little together; those of the first stage take the most time, since
 16 channels fill the processor badly."""
 
-HALF_HEADS = ("channel_pruning", space(("*attention*",), pruning_ratio=(0.0, 0.5)))
+HALF_HEADS = ("channel_pruning", space(("*attention*:heads",), pruning_ratio=(0.0, 0.5)))
 HALF_MLP = ("channel_pruning", space(("*fc1",), pruning_ratio=(0.0, 0.5)))
 LOW_RANK_TEXT = ("low_rank", space(("blocks*",), rank_ratio=(1, 0.25)))
 
