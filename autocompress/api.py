@@ -28,7 +28,7 @@ from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
 from autocompress.measurement import Measurement
 from autocompress.objective import MEASURED, Constraint, Direction, make_objectives, parse_constraints
 from autocompress.plan import Plan
-from autocompress.planner import planner, policy_plans, resolve_epochs
+from autocompress.planner import planner, policies_left_out, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
 from autocompress.run import Run
@@ -247,6 +247,9 @@ def apply(
 ) -> Record:
     """Carry out one plan and write its ONNX file.
 
+    Training takes as many threads as in a search with the default number of workers, since sums in another order end in
+    other weights: the file of such a search is made again bit for bit, on the same machine with the same seed.
+
     Args:
         plan: A plan, or the path of its JSON file as a run's `front/` holds it.
         task: As in `search`.
@@ -274,7 +277,8 @@ def apply(
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
         bench = Workbench(loaded, profile, Path(folder))
-        return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
+        with _threads(_threads_per_trial(_workers(None, "processes", profile))):
+            return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
 
 
 def measure(
@@ -382,6 +386,8 @@ class _Session:
         for name, reason in self._survey.refused.items():
             self._directory.log(f"architecture {name} is left out: {reason}")
         plan = planner(config.space, self._survey.models, config.profile)
+        for policy, part in policies_left_out(config.space, plan).items():
+            self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on this machine")
         problem = Problem(
             plan=plan,
             policies=policy_plans(config.space, plan, description.students),
@@ -590,10 +596,27 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _threads_per_trial(workers: int) -> int:
+    return max(1, _cores() // workers)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """That many threads for torch, for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @contextmanager
 def _pool(executor: str, workers: int) -> Iterator[TrialExecutor]:
     """An executor that is gone afterwards, at once if something went wrong."""
-    pool = EXECUTORS[executor](workers, max(1, _cores() // workers))
+    pool = EXECUTORS[executor](workers, _threads_per_trial(workers))
     try:
         yield pool
     finally:

@@ -130,12 +130,13 @@ def _layers(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerView
     share = _share_in_reach(bench, space, models)
     if share < 0.5:
         left_out += (
-            f"; WARNING: only {100 * share:.0f} % of the parameters are in layers that this space's methods change "
-            "(recurrent layers, embeddings and bare parameters are not among them)"
+            "; WARNING: most parameters are in layers that this space's methods do not change (recurrent layers, "
+            "embeddings and bare parameters are not among those that are)"
         )
     return (
         f"{len(view.layers)} layers, {len(view.channel_groups)} channel groups, {view.parameters:,} parameters, "
-        f"{view.macs:,} MACs; architectures {', '.join(models)}{left_out}"
+        f"{100 * share:.0f} % of them in reach of the space, {view.macs:,} MACs; architectures "
+        f"{', '.join(models)}{left_out}"
     )
 
 
@@ -159,7 +160,7 @@ def _recovery(bench: Workbench) -> str:
 
 
 def _one_trial(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerView]) -> str:
-    """The first policy of the space, with one epoch where it is fine-tuned."""
+    """The first policy of the space, with one epoch where it is trained, or two for small students."""
     from autocompress.pipeline import run_trial
 
     found = policy_plans(space, planner(resolve_epochs(space, 1), models, bench.profile))
@@ -168,7 +169,9 @@ def _one_trial(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerV
     record = run_trial(Trial(1, found[0][1]), bench)
     if record.status != "complete":
         raise AutocompressError(record.reason)
-    return f"{_values(record, bench.task)}, {record.elapsed_s:.1f} s without fine-tuning"
+    epochs = found[0][1].recovery.epochs
+    training = f"with {epochs} epoch{'s' if epochs > 1 else ''} of training" if epochs else "without training"
+    return f"{_values(record, bench.task)}, {record.elapsed_s:.1f} s {training}"
 
 
 def _values(record: Record, task: Task) -> str:

@@ -173,11 +173,13 @@ def head(split: Split, count: int) -> ArraySplit:
 
 
 def spread(split: Split, count: int, seed: int = 0) -> ArraySplit:
-    """`count` samples drawn from a split without order; the first ones where the split is a loader."""
-    if isinstance(split, ArraySplit):
-        order = np.random.default_rng(seed).permutation(len(split))[:count]
-        return ArraySplit(split.samples[np.sort(order)])
-    return head(split, count)
+    """`count` samples drawn from a split, in the order of the draw, so that any number of the first is a fair draw too.
+
+    Of a loader the first ones are taken, since it shuffles by itself or not at all.
+    """
+    if isinstance(split, LoaderSplit):
+        return head(split, count)
+    return ArraySplit(_concatenate([next(iter(split.batches(count, seed=seed)))]))
 
 
 def _require_finite(batch: Batch, name: str) -> None:

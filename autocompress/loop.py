@@ -20,6 +20,7 @@ from autocompress.screen import Screen
 from autocompress.snapshot import Observer, Phase, Snapshot
 from autocompress.strategies import SearchStrategy
 
+NO_ROOM = "the budget leaves no time for a trial beside the final measurements; give it more"
 TICK_S = 0.5
 SAME_ERRORS = 5
 MOST_CPU_S = 1.5
@@ -191,14 +192,14 @@ class SearchLoop:
             return "asked to stop"
         limit = self._config.trials
         if limit is not None and len(self._records) - 1 + len(self._running) >= limit:
-            return f"{limit} trials are done"
+            return f"the limit of trials, {limit}, is reached"
         if self._waiting is None:
             self._waiting = self._strategy.ask()
         if self._waiting is None:
             return "the space holds nothing new"
         trial = self._fitting(self._waiting)
         if trial is None:
-            return "the budget is spent"
+            return "the budget is spent" if len(self._records) > 1 or self._running else NO_ROOM
         self._waiting = None
         self._running[self._calls.run(trial, self._screen())] = trial
         return ""

@@ -92,8 +92,10 @@ class Recovery:
 
     def _check_training(self) -> None:
         if self.epochs < 0 or self.learning_rate <= 0 or self.temperature <= 0 or not 0 <= self.alpha <= 1:
+            given = (self.epochs, self.learning_rate, self.temperature, self.alpha)
             raise InvalidInput(
-                f"recovery {self}: expected epochs >= 0, learning_rate > 0, temperature > 0 and alpha in [0, 1]"
+                "recovery: epochs {}, learning_rate {}, temperature {}, alpha {}; expected epochs >= 0, "
+                "learning_rate > 0, temperature > 0 and alpha in [0, 1]".format(*given)
             )
         if self.feature_weight < 0:
             raise InvalidInput(f"recovery: feature_weight {self.feature_weight}; expected a number >= 0")
@@ -137,6 +139,12 @@ class Plan:
     def __post_init__(self) -> None:
         if self.version != 1:
             raise InvalidInput(f"plan version {self.version}: this release reads version 1; update autocompress")
+        methods = [step.method for step in self.steps]
+        twice = next((method for method in methods if methods.count(method) > 1), None)
+        if twice is not None:
+            raise InvalidInput(
+                f"plan: {methods.count(twice)} steps of {twice!r}; expected one, with the settings of all"
+            )
 
     def to_json(self) -> str:
         """The plan as JSON text."""

@@ -93,6 +93,7 @@ def check_space(space: SearchSpace, offered: tuple[str, ...]) -> None:
             name, _, parameter = key.partition("/")
             if key != "architecture":
                 _check_values(methods[name], parameter, (value,), space)
+                _check_offered(name, parameter, value, space)
             elif value not in offered:
                 raise UnknownName(f"architecture in a policy of the search space {space.name!r}", str(value), offered)
     if not space.methods and len(offered) < 2:
@@ -110,6 +111,16 @@ def _check_values(method: CompressionMethod, parameter: str, values: tuple[Scala
                 f"search space {space.name!r}: {method.name}/{parameter}: {value!r}; expected "
                 f"{method.parameters[parameter]}"
             )
+
+
+def _check_offered(method: str, parameter: str, value: Scalar, space: SearchSpace) -> None:
+    """Refuse a policy with a value that the space names others for, which would silently be taken instead."""
+    offered = space.methods[method].parameters.get(parameter, (value,))
+    if value not in offered:
+        raise InvalidInput(
+            f"search space {space.name!r}: a policy sets {method}/{parameter} to {value!r}, but the space offers "
+            f"{', '.join(map(repr, offered))}; add it there, or change the policy"
+        )
 
 
 def _check_patterns(space: SearchSpace, models: Mapping[str, LayerView]) -> None:
@@ -149,12 +160,43 @@ def policy_plans(
     first = space.policies[0] if space.policies else {}
     own = tuple({**first, "architecture": name} for name in students) if space.students else ()
     for policy in (*space.policies, *own):
-        answers: dict[str, Scalar] = {}
-        candidate = plan(record_answers(policy_suggest(policy), answers))
-        wanted = policy.get("architecture", ORIGINAL)
-        if candidate.architecture == wanted and (candidate.steps or candidate.architecture != ORIGINAL):
+        answers, candidate = _answered(policy, plan)
+        if not _unmet(policy, answers, candidate):
             found.setdefault(candidate.digest, (answers, candidate))
     return tuple(found.values())
+
+
+def policies_left_out(space: SearchSpace, plan: Planner) -> dict[str, str]:
+    """The policies of a space that mean nothing for this model and machine, each with the part that no layer takes."""
+    missing = {}
+    for policy in space.policies:
+        unmet = _unmet(policy, *_answered(policy, plan))
+        if unmet:
+            missing[", ".join(f"{key}: {value}" for key, value in policy.items())] = unmet
+    return missing
+
+
+def _answered(policy: Mapping[str, Scalar], plan: Planner) -> tuple[dict[str, Scalar], Plan]:
+    answers: dict[str, Scalar] = {}
+    return answers, plan(record_answers(policy_suggest(policy), answers))
+
+
+def _unmet(policy: Mapping[str, Scalar], answers: Mapping[str, Scalar], candidate: Plan) -> str:
+    """The first part of a policy that nothing in its plan comes from; empty if there is none.
+
+    Numbers are met by the nearest that a layer offers, words and truth values by themselves alone.
+    """
+    for key, value in policy.items():
+        if key == "architecture":
+            met = candidate.architecture == value
+        else:
+            method, _, parameter = key.partition("/")
+            given = [setting for step in candidate.steps if step.method == method for setting in step.settings.values()]
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            met = any(is_number or setting.get(parameter) == value for setting in given)
+        if not met:
+            return f"{key}: {value}"
+    return "" if candidate.steps or candidate.architecture != ORIGINAL else "every part is neutral"
 
 
 def _below(architecture: str, suggest: Suggest) -> Suggest:

@@ -16,8 +16,11 @@ from autocompress.objective import Constraint, Objective
 from autocompress.plan import ORIGINAL, Plan, Step
 from autocompress.record import Confirmation, Record
 
-BITS = "bits"
-"""The parameter that says how many bits a weight takes, whatever the method."""
+BITS, FULL_BITS = "bits", 8
+"""The parameter that says how many bits a weight takes, whatever the method, and how many it takes without it."""
+
+WORDS = ("precision", "pattern", "decomposition", "importance")
+"""Parameters whose words tell models apart; others are details."""
 
 _UNFIT = re.compile(r"[^\w.+-]+")
 """What names of files had better not hold."""
@@ -146,7 +149,7 @@ def make_point(
 
 def point_name(record: Record) -> str:
     """Short name of a record's model, unique in its run and fit for a file."""
-    return f"{record.number:03d}-{_UNFIT.sub('_', summarize(record.plan)).strip('_')}"
+    return f"{record.number:03d}-{_UNFIT.sub('_', summarize(record.plan)).strip('_').replace('_-', '-')}"
 
 
 def summarize(plan: Plan) -> str:
@@ -156,7 +159,7 @@ def summarize(plan: Plan) -> str:
     'width_0.5-int8'
     >>> fewer = Step("layer_drop", {"layer1.1": {"drop": True}, "layer2.1": {"drop": True}})
     >>> summarize(Plan(steps=(fewer, Step("quantization", {"fc": {"precision": "int8", "bits": 4}}))))
-    'layer_drop_2-int8_w4'
+    'layer_drop_x2-int8_w4'
     """
     if plan.is_baseline:
         return "baseline"
@@ -166,17 +169,19 @@ def summarize(plan: Plan) -> str:
 
 
 def _summarize_step(step: Step) -> str:
-    """How much of a method: the mean of its ratios, else its words, the mean of its bits, or how many layers it takes.
+    """How much of a method: the mean of its ratios, its precisions and mean bits, or how many layers it takes.
 
     No rule may depend on the order of settings, which files do not keep.
     """
-    given = [item for setting in step.settings.values() for item in setting.items()]
-    bits = [value for parameter, value in given if parameter == BITS]
+    settings = step.settings.values()
+    given = [item for setting in settings for item in setting.items()]
     ratios = [value for _, value in given if isinstance(value, float)]
-    words = sorted({value for _, value in given if isinstance(value, str)})
+    words = sorted({str(value) for parameter, value in given if parameter in WORDS})
+    widths = ""
+    if any(BITS in setting for setting in settings):
+        widths = f"_w{mean(float(setting.get(BITS, FULL_BITS)) for setting in settings):.3g}"
     if ratios:
-        return f"{step.method}_{mean(ratios):.2f}"
-    widths = f"_w{mean(map(float, bits)):.3g}" if bits else ""
-    if words:
+        return "_".join((step.method, f"{mean(ratios):.2f}", *words))
+    if words and step.method == "quantization":  # its words say enough
         return "+".join(words) + widths
-    return step.method + (widths or f"_{len(step.settings)}")
+    return "_".join((step.method, *words)) + (widths or ("" if words else f"_x{len(settings)}"))

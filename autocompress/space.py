@@ -19,7 +19,7 @@ from autocompress.serialization import digest, from_data, read_yaml
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values; the first is the neutral one, which leaves the layer alone."""
+    """One of several values, the default first: of a method's first parameter it leaves the layer alone."""
 
     options: tuple[Scalar, ...]
 
@@ -48,7 +48,7 @@ Suggest = Callable[[str, Knob], Scalar]
 
 
 def neutral(knob: Knob) -> Scalar:
-    """The value of a knob that leaves its layer as it is."""
+    """The value of a knob that leaves its layer as it is, or at the default if it is a further parameter."""
     return knob.options[0] if isinstance(knob, Choice) else knob.low
 
 

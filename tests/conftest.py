@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from autocompress.data import Array, as_split
 from autocompress.devices.detection import detect_profile
@@ -247,6 +248,32 @@ class TwoInputs(nn.Module):
         return self.fc(torch.relu(self.hidden(torch.cat((seen, asked), 1))))
 
 
+class TiedNet(nn.Module):
+    """A table of words whose rows are also the classes; vectors (batch, 8) and ids (batch, 6)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(24, 32)
+        self.mix = nn.Linear(8, 32)
+        self.inner = nn.Linear(32, 32)
+        self.head = nn.Linear(32, 24)
+        self.head.weight = self.words.weight
+
+    def forward(self, vector: Tensor, ids: Tensor) -> Tensor:
+        hidden = torch.relu(self.inner(self.words(ids).mean(1) + self.mix(vector)))
+        return self.head(hidden)
+
+
+def normed_net() -> nn.Sequential:
+    """Convolutions with weights that torch computes from others, and ReLU6; images (batch, 3, 8, 8)."""
+    return nn.Sequential(
+        *(parametrizations.weight_norm(nn.Conv2d(3, 16, 3, padding=1)), nn.BatchNorm2d(16), nn.ReLU6()),
+        *(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()),
+        *(parametrizations.weight_norm(nn.Conv2d(16, 32, 3)), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        nn.Linear(32, CLASSES),
+    )
+
+
 @dataclass(frozen=True)
 class Ids:
     """An input of whole numbers, such as words: how many in a sample, and below what they are."""
@@ -311,6 +338,8 @@ SPECIMENS = {
     "handwritten": Specimen(HandwrittenNet, (6, 8)),
     "recurrent": Specimen(RecurrentNet, (6, 8)),
     "two_inputs": Specimen(TwoInputs, (3, 8, 8), Ids(6, 24)),
+    "tied": Specimen(TiedNet, (8,), Ids(6, 24)),
+    "normed": Specimen(normed_net, (3, 8, 8)),
 }
 
 

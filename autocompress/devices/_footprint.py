@@ -36,6 +36,7 @@ INTEGER_OPERATORS = frozenset(
         "MatMulInteger",
         "MatMulInteger16",
         "MatMulIntegerToFloat",
+        "MatMulNBits",  # as we write it, with activations rounded to 8 bits
         "NhwcMaxPool",
         "QAttention",
         "QEmbedLayerNormalization",

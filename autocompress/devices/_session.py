@@ -129,13 +129,13 @@ def runtime_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise MeasurementError(f"{doing}: {one_line(str(error))}") from error
+        raise MeasurementError(f"{doing}: {shortened(str(error))}") from error
 
 
-def one_line(text: str, length: int = 300) -> str:
+def shortened(text: str, length: int = 300) -> str:
     """Text without line breaks, cut in the middle where it is longer than `length`.
 
-    >>> one_line("a b\\n  c")
+    >>> shortened("a b\\n  c")
     'a b c'
     """
     line = " ".join(text.split())

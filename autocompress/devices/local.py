@@ -20,7 +20,7 @@ from autocompress.artifact import Artifact
 from autocompress.data import Array
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._measuring import Answer, Timing
-from autocompress.devices._session import Request, one_line
+from autocompress.devices._session import Request, shortened
 from autocompress.devices.detection import processor_name
 from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.measurement import Measurement, ratio_interval
@@ -131,7 +131,7 @@ def _run_process(request: str, limit_s: float, models: str) -> str:
             raise
     if process.returncode:
         raise MeasurementError(
-            f"{models}: the measuring process ended with exit code {process.returncode}: {one_line(log[-1000:])}"
+            f"{models}: the measuring process ended with exit code {process.returncode}: {shortened(log[-1000:])}"
         )
     return output
 

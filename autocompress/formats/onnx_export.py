@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from autocompress.data import Array
 from autocompress.errors import ConversionError, one_line
-from autocompress.graph.running import evaluating
+from autocompress.graph.onnx_fields import replace_entries
+from autocompress.graph.running import inference
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -44,7 +45,7 @@ def export(model: nn.Module, examples: tuple[Array, ...]) -> ModelProto:
     inputs = tuple(torch.from_numpy(array.copy()) for array in examples)
     buffer = io.BytesIO()
     try:
-        with _quiet(), _plain_attention(), evaluating(model), torch.no_grad():
+        with _quiet(), inference(model):
             torch.onnx.export(
                 model,
                 inputs,
@@ -63,19 +64,6 @@ def export(model: nn.Module, examples: tuple[Array, ...]) -> ModelProto:
             "torch.onnx.export"
         ) from error
     return _share_nothing(graph)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keep transformer layers from their fused inference kernel, which has no ONNX operator."""
-    import torch
-
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)
 
 
 @contextmanager
@@ -118,6 +106,5 @@ def _share_nothing(graph: ModelProto) -> ModelProto:
             known[copy.name] = copy
         else:
             kept.append(node)
-    del graph.graph.node[:]
-    graph.graph.node.extend(kept)
+    replace_entries(graph.graph.node, kept)
     return graph

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,14 +19,13 @@ import numpy as np
 from autocompress.data import Array, Split
 from autocompress.errors import InfeasiblePlan, did_you_mean, one_line
 from autocompress.graph.axes import Axis, factors, find, is_squared, leaves, positions, terms
-from autocompress.graph.view import ChannelGroup
+from autocompress.graph.view import ChannelGroup, Importance
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from autocompress.graph.tracing import Trace
 
-Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
 TOLERANCE = {"torch.float64": 2e-5, "torch.float32": 1e-3}
 """Largest difference of outputs relative to their largest value that counts as rounding, by the numbers computed in;
 models that compute in doubles may still contain steps in single precision."""
@@ -183,6 +182,7 @@ class _Traced:
     """
 
     def __init__(self, model: nn.Module, examples: tuple[Array, ...]) -> None:
+        from autocompress.graph.constraints import tied_modules
         from autocompress.graph.surgery import places_of
 
         self.model = model
@@ -194,6 +194,7 @@ class _Traced:
                 "channel pruning out"
             ) from error
         self._modules = dict(model.named_modules())
+        self._tied = tied_modules(model)
         self._places = places_of(self._trace)
         named = list(self._find_groups())
         self.groups = {group.name: group for group, _ in named}
@@ -210,11 +211,11 @@ class _Traced:
         read = {
             leaf for readings in self._trace.readings.values() for reading in readings for leaf in leaves(reading.axis)
         }
-        found = []
+        found: list[tuple[tuple[str, ...], tuple[str, Literal["channels", "heads"]], Axis]] = []
         for leaf, places in self._places.items():
             if leaf not in read or any(is_squared(self._axis(*place), leaf) for place in places):
                 continue
-            layers = {_layer(name): self._axis(name, dim) for name, dim in self._computing(places)}
+            layers = {self._giver(name, dim): self._axis(name, dim) for name, dim in self._computing(places)}
             if layers:
                 names = tuple(sorted(layers, key=lambda name: order.get(name, len(order))))
                 found.append((names, _suffix(layers[names[0]], leaf), leaf))
@@ -224,7 +225,32 @@ class _Traced:
             taken[name] = taken.get(name, 0) + 1
             if taken[name] > 1:
                 name += f"_{taken[name]}" if suffix else f":part_{taken[name]}"
-            yield ChannelGroup(name, layers_of, leaf.size, kind), leaf
+            yield ChannelGroup(name, layers_of, leaf.size, kind, tuple(self._importances(self._places[leaf]))), leaf
+
+    def _giver(self, name: str, dim: int) -> str:
+        """The layer whose outputs lie along a dimension of a weight, which of tied layers is one alone."""
+        from autocompress.graph.constraints import users
+
+        layer = _layer(name)
+        if self._modules[layer] not in self._tied:
+            return layer
+        names = {module: other for other, module in self._modules.items()}
+        others = [names[user] for user, _ in users(self.model, self._modules[layer])]
+        return next((other for other in others if _output_dim(self._modules[other]) == dim), layer)
+
+    def _importances(self, places: Collection[tuple[str, int]]) -> Iterator[Importance]:
+        """The importances that `Scores` finds something of in a group."""
+        from torch.nn.modules.batchnorm import _BatchNorm
+
+        owners = {name.rpartition(".")[0] for name, _ in places if name.endswith(".weight")}
+        yield from ("l1", "l2")
+        if any(isinstance(self._modules.get(owner), _BatchNorm) for owner in owners):
+            yield "bn_scale"
+        yield "taylor"
+        if any(
+            _outputs(self._modules[_layer(name)]) == self._axis(name, dim).size for name, dim in self._computing(places)
+        ):
+            yield "activation"
 
     def _axis(self, name: str, dim: int) -> Axis:
         return find(self._trace.tensors[name][dim])
@@ -282,8 +308,9 @@ class _Traced:
         Raises:
             CanNotFollow: If the model's code is in the way.
         """
+        from autocompress.graph.running import inference
         from autocompress.graph.surgery import CanNotFollow, cut, mend, silenced_outputs
-        from autocompress.graph.tracing import inference, tensors_in
+        from autocompress.graph.tracing import tensors_in
 
         kept = self._kept(victims)
         wanted = silenced_outputs(self._probe, self._inputs, self._trace, kept)
@@ -360,7 +387,8 @@ def _trace_probe(model: nn.Module, examples: tuple[Array, ...]) -> tuple[nn.Modu
     """
     import torch
 
-    from autocompress.graph.tracing import inference, trace
+    from autocompress.graph.running import inference
+    from autocompress.graph.tracing import trace
 
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     single = tuple(torch.from_numpy(array.copy()).to(device) for array in _noisy(examples))
@@ -383,6 +411,19 @@ def _layer(tensor: str) -> str:
     if ".parametrizations.weight" in f".{owner}":
         return f".{owner}".partition(".parametrizations.weight")[0][1:]
     return owner if attribute in ("weight", "weight_v") and owner else tensor
+
+
+def _output_dim(module: nn.Module) -> int:
+    """The dimension of a layer's weight along which its outputs lie."""
+    from torch import nn
+
+    return 1 if isinstance(module, nn.Embedding) or getattr(module, "transposed", False) else 0
+
+
+def _outputs(module: nn.Module) -> int | None:
+    """How many channels a layer gives."""
+    names = ("out_channels", "out_features", "embedding_dim")
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def _suffix(axis: Axis, leaf: Axis) -> tuple[str, Literal["channels", "heads"]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.data import Array
-from autocompress.graph.constraints import Constraint, constrain, constraints, release_weights, users
+from autocompress.graph.constraints import Constraint, constraints, hold, release_weights, users
 
 ROUNDS = 300
 """Most rounds of K-means; most weights need fewer than a hundred."""
@@ -172,8 +172,6 @@ def cluster(model: nn.Module, module: nn.Module, bits: int, *, limit: int | None
     if count_values(weight) <= (2**bits if limit is None else 1):
         return False
     constraint = codebook(weight, bits, limit=limit)
-    held = users(model, module)
-    release_weights(held)
-    for user, name in held:
-        constrain(user, constraint, name)
+    release_weights(users(model, module))
+    hold(model, module, constraint)
     return True

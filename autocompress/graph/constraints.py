@@ -51,6 +51,19 @@ def constrain(module: nn.Module, constraint: Constraint, parameter: str = "weigh
     parametrize.register_parametrization(module, parameter, constraint, unsafe=True)
 
 
+def hold(model: nn.Module, module: nn.Module, constraint: Constraint, parameter: str = "weight") -> None:
+    """Make a weight obey from now on wherever a model uses it, so that tied weights stay tied."""
+    for user, name in users(model, module, parameter):
+        constrain(user, constraint, name)
+
+
+def is_free(module: nn.Module, parameter: str = "weight") -> bool:
+    """True if a weight is a parameter with nothing but our constraints on it; not so with weight norm and the like."""
+    if parametrize.is_parametrized(module, parameter):
+        return all(isinstance(one, Constraint) for one in module.parametrizations[parameter])  # type: ignore[index]
+    return parameter in dict(module.named_parameters(recurse=False, remove_duplicate=False))
+
+
 def free_weight(module: nn.Module, parameter: str = "weight") -> nn.Parameter:
     """What the optimizer changes: the weight before its constraints, or the weight itself if it has none."""
     if parametrize.is_parametrized(module, parameter):
@@ -95,6 +108,9 @@ def release_weights(held: Iterable[tuple[nn.Module, str]]) -> None:
         shared = type(module)  # torch takes the weight off the class, which copies of a parametrized module share
         module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         parametrize.remove_parametrizations(module, name, leave_parametrized=several)
+        if not isinstance(getattr(module, name), nn.Parameter):  # torch leaves a plain tensor of several frozen ones
+            delattr(module, name)
+            module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
         with torch.no_grad():
             free_weight(module, name).set_(weight)
         free_weight(module, name).grad = None

@@ -8,13 +8,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from autocompress.data import Array
-from autocompress.graph.constraints import Constraint, constrain
+from autocompress.errors import InfeasiblePlan
+from autocompress.graph.constraints import Constraint, hold
 from autocompress.graph.grids import Layout, fit, is_clustered
 from autocompress.graph.inspect import weighted_modules
 from autocompress.graph.ranges import LEVELS, Range, scale_and_zero
-from autocompress.graph.running import evaluating
+from autocompress.graph.running import evaluating, inputs_of
 
 INPUT = "input_range"
 """Name of the submodule that rounds the input of a layer; nodes of the exported graph carry it."""
@@ -32,7 +34,8 @@ class FakeQuantized(Constraint):
 
     Args:
         weight: What is quantized; the first grid is fitted to it. Left as it is.
-        layout: Which weights share a scale.
+        layout: Which weights share a scale; weights that share a codebook get one scale, so that they still share few
+            numbers.
         bits: 2 to 8.
         symmetric: True for grids around 0.
         learned: True to train the scales.
@@ -46,8 +49,9 @@ class FakeQuantized(Constraint):
         self, weight: Tensor, layout: Layout, bits: int, *, symmetric: bool = True, learned: bool = False
     ) -> None:
         super().__init__()
-        self.layout = layout
-        rows = layout.rows(weight.detach())
+        self.asked, self.bits, self.symmetric = layout, bits, symmetric
+        self.layout = Layout(None) if is_clustered(weight.detach().cpu().numpy()) else layout
+        rows = self.layout.rows(weight.detach())
         grid = fit(rows.cpu().numpy(), bits, symmetric=symmetric)
         self.low, self.high = grid.low, grid.high
         self.scale: Tensor
@@ -55,6 +59,11 @@ class FakeQuantized(Constraint):
         self.register_buffer("scale", torch.from_numpy(grid.scales)[:, None].to(weight))
         self.register_buffer("zero", torch.from_numpy(grid.zeros)[:, None].to(weight))
         self.ratio = nn.Parameter(torch.ones_like(self.scale)) if learned else None
+
+    def is_like(self, layout: Layout, bits: int, *, symmetric: bool, learned: bool) -> bool:
+        """True if a grid made of the same weight with these settings would be the same."""
+        own = (self.asked, self.bits, self.symmetric, self.ratio is not None)
+        return own == (layout, bits, symmetric, learned)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight on its grid."""
@@ -151,9 +160,7 @@ def quantizable_weights(model: nn.Module, name: str) -> Iterator[tuple[nn.Module
 def quantize_weights(
     model: nn.Module, name: str, layout: Callable[[int], Layout], bits: int, *, symmetric: bool, learned: bool
 ) -> None:
-    """Hold every weight beneath a layer to a grid, in place.
-
-    Weights that share a codebook get one scale, so that they still share few numbers.
+    """Hold every weight beneath a layer to a grid, in place, wherever the model uses that weight.
 
     Args:
         model: Changed in place.
@@ -162,11 +169,28 @@ def quantize_weights(
         bits: 2 to 8.
         symmetric: True for grids around 0.
         learned: True to train the scales.
+
+    Raises:
+        InfeasiblePlan: If a weight is tied to one that is held to another grid.
     """
     for module, parameter, axis in list(quantizable_weights(model, name)):
         weight = getattr(module, parameter)
-        shared = Layout(None) if is_clustered(weight.detach().cpu().numpy()) else layout(axis)
-        constrain(module, FakeQuantized(weight, shared, bits, symmetric=symmetric, learned=learned), parameter)
+        form = layout(axis)
+        known = next((one for one in _held(module, parameter) if isinstance(one, FakeQuantized)), None)
+        if known is not None:
+            if known.is_like(form, bits, symmetric=symmetric, learned=learned):
+                continue
+            raise InfeasiblePlan(
+                f"layer {name!r} shares its weight with another one, which has {known.bits} bits or other settings; "
+                "give both the same, or leave one of them out"
+            )
+        hold(model, module, FakeQuantized(weight, form, bits, symmetric=symmetric, learned=learned), parameter)
+
+
+def _held(module: nn.Module, parameter: str) -> Iterator[nn.Module]:
+    """What a weight of a module goes through."""
+    if parametrize.is_parametrized(module, parameter):
+        yield from module.parametrizations[parameter]  # type: ignore[index]
 
 
 def quantize_inputs(
@@ -232,7 +256,7 @@ def _observe(
     try:
         with evaluating(model), torch.no_grad():
             for batch in batches:
-                model(*(torch.from_numpy(array.copy()) for array in batch))
+                model(*inputs_of(model, batch))
     finally:
         for handle in handles:
             handle.remove()

@@ -21,7 +21,8 @@ def fold_batch_norms(model: nn.Module, examples: tuple[Array, ...]) -> nn.Module
     """A copy whose convolutions and linear layers have taken up the batch norms behind them.
 
     A batch norm whose layer is read by something else too, or called twice, stays: the outputs must be those of the
-    model in evaluation mode. So does one whose layer is constrained in a way that scaling would break.
+    model in evaluation mode. So does one whose layer is constrained in a way that scaling would break, or has a weight
+    that the user's code computes from others.
 
     Args:
         model: Left as it is.
@@ -42,7 +43,7 @@ def _pairs(model: nn.Module, examples: tuple[Array, ...]) -> list[tuple[str, str
     """Names of layers and of the batch norms that read their outputs."""
     from torch import nn
 
-    from autocompress.graph.constraints import constraints
+    from autocompress.graph.constraints import constraints, is_free
 
     made: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no address is used twice
     pairs: list[tuple[str, str]] = []
@@ -63,7 +64,11 @@ def _pairs(model: nn.Module, examples: tuple[Array, ...]) -> list[tuple[str, str
         module.register_forward_hook(hook(name))
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        or (isinstance(module, plain) and all(constraint.survives_scaling for constraint in constraints(module)))
+        or (
+            isinstance(module, plain)
+            and is_free(module)
+            and all(constraint.survives_scaling for constraint in constraints(module))
+        )
     ]
     try:
         outputs(model, examples)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from autocompress.data import Array, Batch, Split
 from autocompress.errors import InfeasiblePlan
-from autocompress.graph.tracing import inference
+from autocompress.graph.running import inference, inputs_of
 
 if TYPE_CHECKING:
-    from autocompress.graph.channel_groups import Importance, Share
+    from autocompress.graph.channel_groups import Share
+    from autocompress.graph.view import Importance
 
 BATCH = 16
 BATCHES = 8
@@ -92,8 +93,9 @@ class Scores:
             parameter.requires_grad_(parameter.is_floating_point())
         with torch.enable_grad():
             for batch in self._batches():
-                outputs = model(*(torch.from_numpy(array) for array in batch.inputs))
-                self._loss_of(outputs, torch.from_numpy(np.asarray(batch.targets))).backward()  # type: ignore[no-untyped-call]
+                outputs = model(*inputs_of(model, batch.inputs))
+                targets = inputs_of(model, (np.asarray(batch.targets),))[0]
+                self._loss_of(outputs, targets).backward()  # type: ignore[no-untyped-call]
         named = model.named_parameters(remove_duplicate=False)
         return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named}
 
@@ -118,11 +120,11 @@ class Scores:
             with inference(self._model):
                 for batch in self._batches():
                     batches += 1
-                    self._model(*(torch.from_numpy(array) for array in batch.inputs))
+                    self._model(*inputs_of(self._model, batch.inputs))
         finally:
             for handle in handles:
                 handle.remove()
-        return {name: (value / max(1, batches)).numpy() for name, value in sums.items()}
+        return {name: (value / max(1, batches)).cpu().numpy() for name, value in sums.items()}
 
     def _activations(self, layer: str, entries: int) -> Array | None:
         values = self._outputs.get(layer.partition(".parametrizations")[0])

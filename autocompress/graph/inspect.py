@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.data import Array
@@ -53,7 +53,7 @@ def used_layers(model: nn.Module, examples: tuple[Array, ...]) -> tuple[Layer, .
     MACs are those of the products with weights and, in attention, of queries with keys and of scores with values. A
     layer that is called twice counts twice.
     """
-    from autocompress.graph.constraints import tied_modules
+    from autocompress.graph.constraints import free_weight, tied_modules
 
     macs: dict[str, int] = {}
     kinds = {name: (module, kind) for name, module, kind in _candidates(model)}
@@ -72,11 +72,16 @@ def used_layers(model: nn.Module, examples: tuple[Array, ...]) -> tuple[Layer, .
     finally:
         for handle in hooks:
             handle.remove()
+    used = {name: found for name, found in kinds.items() if name in macs}
     tied = tied_modules(model)
-    return tuple(_layer(name, module, kind, macs[name], tied) for name, (module, kind) in kinds.items() if name in macs)
+    first: dict[int, str] = {}
+    owners = {
+        name: first.setdefault(id(free_weight(module)), name) for name, (module, _) in used.items() if module in tied
+    }
+    return tuple(_layer(name, module, kind, macs[name], owners.get(name)) for name, (module, kind) in used.items())
 
 
-def _layer(name: str, module: nn.Module, kind: LayerKind, macs: int, tied: Collection[nn.Module]) -> Layer:
+def _layer(name: str, module: nn.Module, kind: LayerKind, macs: int, owner: str | None) -> Layer:
     from autocompress.graph.factorization import is_plain
 
     weight = getattr(module, "weight", None)
@@ -88,7 +93,8 @@ def _layer(name: str, module: nn.Module, kind: LayerKind, macs: int, tied: Colle
         tuple(weight.shape) if weight is not None else (),
         int(getattr(module, "groups", 1)),
         bool(getattr(module, "transposed", False)),
-        kind not in ("conv", "linear") or (is_plain(module) and module not in tied),
+        kind not in ("conv", "linear") or (is_plain(module) and owner is None),
+        owner if owner is not None and owner != name else "",
     )
 
 

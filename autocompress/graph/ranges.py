@@ -93,6 +93,7 @@ def _entropy(histogram: Histogram) -> Range:
     """The threshold whose clipped distribution keeps most information when its values are rounded."""
     largest = max(abs(histogram.low), abs(histogram.high))
     magnitudes, _ = np.histogram(np.abs(histogram.centers), BINS, (0, largest), weights=histogram.counts)
+    magnitudes[0] = magnitudes[1]  # zeros, half of all values behind a ReLU, are exact whatever the range
     levels = LEVELS if histogram.low >= 0 or histogram.high <= 0 else LEVELS // 2
     tried = [kept for kept in (round(share * BINS) for share in SHARES) if kept >= levels] or [BINS]
     threshold = min(tried, key=lambda kept: _divergence(magnitudes, kept, levels)) / BINS * largest

@@ -13,17 +13,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.graph.axes import Axis, Kept, is_fixed, leaves, mask
+from autocompress.graph.running import inference
 from autocompress.graph.tracing import (
     COUNTED,
     UNCOUNTED,
     Path,
     Reading,
     Trace,
-    _stack,
     complete,
-    inference,
     integers,
     operator_name,
+    scope_stack,
     substitute,
     tensors_in,
 )
@@ -204,7 +204,7 @@ def mend(model: nn.Module, inputs: Sequence[Tensor], trace: Trace, kept: Kept) -
         mender.begin()
         failure: Exception | None = None
         try:
-            with inference(model), _stack(model) as stack, mender.following(stack):
+            with inference(model), scope_stack(model) as stack, mender.following(stack):
                 model(*inputs)
         except CanNotFollow:
             raise

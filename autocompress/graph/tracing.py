@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from autocompress.errors import InfeasiblePlan
 from autocompress.graph.axes import Axis, find, freeze, leaves, split
 from autocompress.graph.operators import Axes, Call, apply_rule, fixed_axes, free_axes
-from autocompress.graph.running import evaluating
+from autocompress.graph.running import inference
 
 Path = tuple[Any, ...]
 """Where a value lies in the arguments of a call: position or keyword first, then indices and slice bounds."""
@@ -79,7 +79,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], *, limit_s: float) -> Trac
     tracer = _Tracer(model, time.monotonic() + limit_s)
     for tensor in inputs:
         tracer.known[tensor] = fixed_axes(tensor.shape)
-    with inference(model), _stack(model) as stack, _Functions(tracer, stack), tracer:
+    with inference(model), scope_stack(model) as stack, _Functions(tracer, stack), tracer:
         result = model(*inputs)
     for tensor in tensors_in(result):
         freeze(*tracer.of(tensor))
@@ -88,19 +88,7 @@ def trace(model: nn.Module, inputs: Sequence[Tensor], *, limit_s: float) -> Trac
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients and without the fused kernel of transformer layers, for a while."""
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with evaluating(model), torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)
-
-
-@contextmanager
-def _stack(model: nn.Module) -> Iterator[list[str]]:
+def scope_stack(model: nn.Module) -> Iterator[list[str]]:
     """The names of the modules whose forward passes are under way."""
     stack: list[str] = []
 

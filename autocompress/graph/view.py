@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
 LayerKind = Literal["conv", "linear", "embedding", "attention", "recurrent"]
+Importance = Literal["l1", "l2", "bn_scale", "taylor", "activation"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Layer:
         transposed: True for transposed convolutions.
         replaceable: False for convolutions and linear layers that other layers can't stand in for: those that compute
             in a way of their own, and those that share their weight.
+        tied_to: Name of an earlier layer whose weight it has too; empty if there is none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -37,6 +39,16 @@ class Layer:
     groups: int = 1
     transposed: bool = False
     replaceable: bool = True
+    tied_to: str = ""
+
+    @property
+    def outputs(self) -> int:
+        """Channels or features that it gives; 0 for layers with several weights."""
+        if not self.shape:
+            return 0
+        if self.kind == "embedding":
+            return self.shape[1]
+        return self.shape[1] * self.groups if self.transposed else self.shape[0]
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class ChannelGroup:
         channels: How many there are.
         kind: "heads" if each of them is a block of several channels of the first layer, such as an attention head or
             a group of a grouped convolution.
+        importances: Ways to tell which of them matter that have something to go by here.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -57,6 +70,7 @@ class ChannelGroup:
     layers: tuple[str, ...]
     channels: int
     kind: Literal["channels", "heads"] = "channels"
+    importances: tuple[Importance, ...] = get_args(Importance)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +14,7 @@ from autocompress.graph.view import LayerView
 from autocompress.plan import ORIGINAL, Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
 from autocompress.registry import Registry
-from autocompress.space import MethodSpace, Suggest
+from autocompress.space import Choice, MethodSpace, Suggest
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -61,12 +61,12 @@ class CompressionMethod(ABC):
     parameters: ClassVar[Mapping[str, str]]
     """Every parameter that a setting may hold, with what it means."""
 
+    @abstractmethod
     def propose(self, model: LayerView, suggest: Suggest, space: MethodSpace, profile: HardwareProfile) -> Settings:
         """Settings for a model, every choice asked from `suggest`.
 
         Knobs are named `method/layer/parameter`; layers whose answer is neutral are left out.
         """
-        raise NotImplementedError
 
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True if a parameter may have a value in some setting, or it is the neutral one."""
@@ -95,6 +95,10 @@ class CompressionMethod(ABC):
     def needs_recovery(self, settings: Settings) -> bool:
         """True if settings cost accuracy that fine-tuning brings back."""
         return True
+
+    def wants_integer_kernels(self, settings: Settings) -> bool:
+        """True if settings are to make the runtime compute on integers."""
+        return False
 
     def finalize(self, model: nn.Module) -> nn.Module:
         """Take off after recovery what was only needed during it; the model may be changed in place."""
@@ -151,10 +155,10 @@ class CompressionMethod(ABC):
     def _check_settings(self, model: nn.Module, settings: Settings) -> None:
         if not settings:
             raise InfeasiblePlan(f"{self.name}: no settings; leave the step out of the plan")
-        names = {name for name, _ in model.named_modules(remove_duplicate=False) if name}
+        modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
         for layer, setting in settings.items():
-            if layer not in names:
-                raise InfeasiblePlan(f"{self.name}: the model has no layer {layer!r}; {did_you_mean(layer, names)}")
+            if layer not in modules:
+                raise InfeasiblePlan(f"{self.name}: {_missing(layer, modules)}")
             for parameter in setting:
                 if parameter not in self.parameters:
                     known = ", ".join(sorted(self.parameters))
@@ -169,7 +173,40 @@ class CompressionMethod(ABC):
                 raise InfeasiblePlan(f"{self.name}: layer {layer!r}: {dict(settings[layer])} changed nothing")
 
 
+def _missing(layer: str, modules: Mapping[str, nn.Module]) -> str:
+    """Why a model has no layer of a name, and which it has."""
+    from torch import nn
+
+    from autocompress.graph.blocks import Dropped
+
+    for name, module in modules.items():
+        if isinstance(module, Dropped) and layer.startswith(f"{name}."):
+            return f"layer {layer!r} is gone with {name!r}, which layer_drop leaves out; leave one of the two out"
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+    layers = [name for name, module in modules.items() if isinstance(module, kinds)]
+    return f"the model has no layer {layer!r}; {did_you_mean(layer, layers or list(modules))}"
+
+
+def said(setting: Mapping[str, Scalar], parameter: str) -> str:
+    """What a setting says of a parameter, for messages."""
+    return f"{parameter} {setting[parameter]!r}" if parameter in setting else f"no {parameter}"
+
+
 METHODS: Registry[type[CompressionMethod]] = Registry("compression method", "autocompress.methods")
+
+
+def asked(name: str, options: Sequence[Scalar], suggest: Suggest, *, method: str, layer: str) -> dict[str, Scalar]:
+    """The answer to a further parameter of a layer, to be put into its setting.
+
+    Args:
+        name: Of the parameter.
+        options: What it may be, the default first; a single one is taken without asking, none leaves it out.
+        suggest: Answers.
+        method, layer: Whose parameter it is.
+    """
+    if len(options) > 1:
+        return {name: suggest(f"{method}/{layer}/{name}", Choice(tuple(options)))}
+    return {name: options[0]} if options else {}
 
 
 def values_of(space: MethodSpace, parameter: str, default: Sequence[Scalar]) -> tuple[Scalar, ...]:

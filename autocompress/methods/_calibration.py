@@ -57,6 +57,7 @@ def _values(graph: ModelProto, names: tuple[str, ...], samples: Split) -> Iterat
     inputs = {value.name for value in graph.graph.input}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # trials run side by side
     wanted = [name for name in names if name not in inputs]
     session = onnxruntime.InferenceSession(
         _giving(graph, wanted).SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -121,7 +121,7 @@ class Weights:
         self._from_array = numpy_helper.from_array
         self._tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.graph.initializer}
         self._added: dict[tuple[str, str, bytes], str] = {}
-        self._folded: dict[tuple[str, Form], str] = {}
+        self._folded: dict[tuple[str, Form, int], str] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -154,9 +154,9 @@ class Weights:
             The nodes that make the weight; none if another node's are shared.
         """
         name = weight_of(node)
-        key = (name, form)
+        key = (name, form, output_axis(node))
         known = self._folded.get(key)
-        made = [] if known else self._folding_nodes(name, form, output_axis(node))
+        made = [] if known else self._folding_nodes(*key)
         self._folded[key] = known or made[-1].output[0]
         node.input[list(node.input).index(name)] = self._folded[key]
         return made
@@ -165,7 +165,8 @@ class Weights:
         from onnx import TensorProto, helper
 
         one = integers_of(self.array(name), form, axis)
-        unit = f"{name}/{form.bits}bit"
+        others = sum(other == name for other, *_ in self._folded)  # tied layers may store one weight in several forms
+        unit = f"{name}/{form.bits}bit{f'_{others}' if others else ''}"
         nodes = [
             helper.make_node(
                 "Cast",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -76,12 +77,14 @@ def quantize_static(
     rounded = _rounded(graph, set(chosen))
     _average_globally(graph, rounded)
     followers = _followers(graph, rounded)
-    result = _without_activations(graph, followers | rounded)
+    result, limits = _without_activations(graph, followers | rounded)
     methods = _methods(result, chosen, rounded, followers)
     shared = _shared(result, followers, set(methods))
     known: dict[str, Range] = {}
-    for name, (low, high) in ranges.items():
+    for name, learned in ranges.items():
         source = shared.get(name, name)
+        least, most = limits.get(source, learned)  # a learned range may reach beyond what a Clip, now gone, let through
+        low, high = max(learned[0], least), min(learned[1], most)
         other = known.get(source, (low, high))
         known[source] = min(low, other[0]), max(high, other[1])
     wanted = {name: method for name, method in methods.items() if name not in shared and name not in known}
@@ -122,12 +125,17 @@ def _followers(graph: ModelProto, rounded: set[str]) -> set[str]:
     return followers
 
 
-def _without_activations(graph: ModelProto, integer: set[str]) -> ModelProto:
-    """A copy without the Relu and Clip nodes that rounding to u8 does: it cuts off at the ends of their range."""
+def _without_activations(graph: ModelProto, integer: set[str]) -> tuple[ModelProto, dict[str, Range]]:
+    """A copy without the Relu and Clip nodes that rounding to u8 does: it cuts off at the ends of their range.
+
+    Returns:
+        The copy, and what the nodes that are gone let through, by the names of their results.
+    """
     result = copy.deepcopy(graph)
     makers = {output: node for node in result.graph.node for output in node.output}
     readers = _readers(result)
     scalars = dict(_scalars(graph))
+    limits: dict[str, Range] = {}
     kept = []
     for node in result.graph.node:
         source = makers.get(node.input[0]) if node.input else None
@@ -136,20 +144,29 @@ def _without_activations(graph: ModelProto, integer: set[str]) -> ModelProto:
         if follows and alone and source and source.op_type not in SHARING and _cuts_off(node, scalars):
             source.output[0] = node.output[0]
             makers[node.output[0]] = source
+            limits[node.output[0]] = _limits(node, scalars)
         else:
             kept.append(node)
     replace_entries(result.graph.node, kept)
-    return result
+    return result, limits
+
+
+def _limits(node: NodeProto, scalars: Mapping[str, float]) -> Range:
+    """The least and largest value that a Relu or a Clip with constant limits lets through."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    low, high = (*node.input[1:], "", "")[:2]
+    return scalars.get(low, -math.inf), scalars.get(high, math.inf)
 
 
 def _cuts_off(node: NodeProto, scalars: Mapping[str, float]) -> bool:
     """True for Relu, and for Clip if 0 is between its limits."""
     if node.op_type != "Clip":
         return node.op_type == "Relu"
-    low, high = (*node.input[1:], "", "")[:2]
-    if not {low, high} - {""} <= scalars.keys():
+    if not set(node.input[1:]) - {""} <= scalars.keys():
         return False
-    return scalars.get(low, 0.0) <= 0 <= scalars.get(high, 0.0)
+    low, high = _limits(node, scalars)
+    return low <= 0 <= high
 
 
 def _readers(graph: ModelProto) -> dict[str, list[str]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, get_args
 
 from autocompress.errors import InfeasiblePlan
 from autocompress.graph.channel_groups import (
-    Importance,
     find_groups,
     importances,
     kept_channels,
@@ -15,8 +14,8 @@ from autocompress.graph.channel_groups import (
     remove_channels,
     resolve_group,
 )
-from autocompress.graph.view import ChannelGroup, LayerView
-from autocompress.methods._base import METHODS, CompressionMethod, Context, values_of
+from autocompress.graph.view import ChannelGroup, Importance, LayerView
+from autocompress.methods._base import METHODS, CompressionMethod, Context, asked, said, values_of
 from autocompress.plan import Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, MethodSpace, Suggest
@@ -54,15 +53,12 @@ class ChannelPruning(CompressionMethod):
                 continue
             ratio = suggest(f"{self.name}/{group.name}/pruning_ratio", Choice(options))
             if ratio:
+                fitting = [one for one in values_of(space, "importance", ()) if one in group.importances]
                 settings[group.name] = {
                     "pruning_ratio": ratio,
-                    **self._importance(group.name, suggest, space),
+                    **asked("importance", fitting, suggest, method=self.name, layer=group.name),
                 }
         return settings
-
-    def _importance(self, group: str, suggest: Suggest, space: MethodSpace) -> dict[str, Scalar]:
-        options = values_of(space, "importance", ())
-        return {"importance": suggest(f"{self.name}/{group}/importance", Choice(options))} if options else {}
 
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for ratios in [0, 1) and the known importances."""
@@ -75,7 +71,9 @@ class ChannelPruning(CompressionMethod):
         for group, setting in settings.items():
             ratio, importance = setting.get("pruning_ratio"), _importance(setting)
             if isinstance(ratio, bool | str) or ratio is None or not 0 < ratio < 1:
-                raise InfeasiblePlan(f"{self.name}: group {group!r}: pruning_ratio {ratio!r}; expected 0 < ratio < 1")
+                raise InfeasiblePlan(
+                    f"{self.name}: group {group!r}: {said(setting, 'pruning_ratio')}; expected 0 < ratio < 1"
+                )
             if importance not in get_args(Importance):
                 raise InfeasiblePlan(
                     f"{self.name}: group {group!r}: importance {importance!r}; expected "
@@ -96,6 +94,8 @@ class ChannelPruning(CompressionMethod):
             InfeasiblePlan: If a name is no channel group, a ratio rounds to removing nothing, or the model without
                 the channels does not work as expected.
         """
+        from autocompress.graph.inspect import used_layers
+
         groups = self._groups(model, settings, context)
         wanted = {groups[name].name: _importance(setting) for name, setting in settings.items()}
         scores = importances(model, context.examples, wanted, calibration=context.calibration, loss=context.loss)
@@ -105,7 +105,16 @@ class ChannelPruning(CompressionMethod):
             victims[group.name] = self._least_important(
                 group, scores[group.name], ratio, context.profile.channel_multiple
             )
+        before = {layer.name: layer.outputs for layer in used_layers(model, context.examples)}
         remove_channels(model, context.examples, victims)
+        after = {layer.name: layer.outputs for layer in used_layers(model, context.examples)}
+        for layer, count in _removed_alone(groups.values(), victims).items():
+            gone = before[layer] - after[layer]
+            if gone <= 0 or gone % count:  # a head is many channels of a layer
+                raise InfeasiblePlan(
+                    f"{self.name}: layer {layer!r} has {after[layer]} of {before[layer]} channels left; expected "
+                    f"{count} {'or a multiple of that ' if count > 1 else ''}to be gone"
+                )
         return model
 
     def _groups(self, model: nn.Module, settings: Settings, context: Context) -> dict[str, ChannelGroup]:
@@ -148,6 +157,15 @@ def distinct_ratios(channels: int, ratios: tuple[Scalar, ...], multiple: int) ->
             best[kept] = ratio
     best.pop(channels, None)
     return (0.0, *sorted(best.values()))
+
+
+def _removed_alone(groups: Collection[ChannelGroup], victims: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """How many channels or heads go from each layer that one group alone takes some from."""
+    counts: dict[str, list[int]] = {}
+    for group in groups:
+        for layer in group.layers:
+            counts.setdefault(layer, []).append(len(victims[group.name]))
+    return {layer: found[0] for layer, found in counts.items() if len(found) == 1}
 
 
 def _importance(setting: Mapping[str, Scalar]) -> Importance:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from autocompress.errors import InfeasiblePlan
+from autocompress.graph.grids import SHARING
 from autocompress.graph.view import Layer, LayerView
-from autocompress.methods._base import METHODS, CompressionMethod, Context, values_of
+from autocompress.methods._base import METHODS, CompressionMethod, Context, asked, said, values_of
 from autocompress.plan import Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, MethodSpace, Suggest
@@ -46,15 +47,15 @@ class Clustering(CompressionMethod):
         settings: dict[str, dict[str, Scalar]] = {}
         for layer in model.layers:
             options = [bits for bits in wanted if bits != FLOAT_BITS and _saves(layer, int(bits))]
-            if options and layer.kind in KINDS and space.admits(layer.name):
+            if options and layer.kind in KINDS and not layer.tied_to and space.admits(layer.name):
                 bits = suggest(f"{self.name}/{layer.name}/bits", Choice((FLOAT_BITS, *options)))
                 if bits != FLOAT_BITS:
-                    settings[layer.name] = {"bits": bits, **self._integers(layer.name, suggest, space)}
+                    integers = values_of(space, "integers", ())
+                    settings[layer.name] = {
+                        "bits": bits,
+                        **asked("integers", integers, suggest, method=self.name, layer=layer.name),
+                    }
         return settings
-
-    def _integers(self, layer: str, suggest: Suggest, space: MethodSpace) -> dict[str, Scalar]:
-        options = values_of(space, "integers", ())
-        return {"integers": suggest(f"{self.name}/{layer}/integers", Choice(options))} if options else {}
 
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for 1 to 8 bits and 32, which leaves a layer alone, and for true and false."""
@@ -65,7 +66,9 @@ class Clustering(CompressionMethod):
         for name, setting in settings.items():
             bits, integers = setting.get("bits"), setting.get("integers", False)
             if not _is_bits(bits):
-                raise InfeasiblePlan(f"{self.name}: layer {name!r}: bits {bits!r}; expected a whole number 1 to 8")
+                raise InfeasiblePlan(
+                    f"{self.name}: layer {name!r}: {said(setting, 'bits')}; expected a whole number 1 to 8"
+                )
             if not isinstance(integers, bool):
                 raise InfeasiblePlan(f"{self.name}: layer {name!r}: integers {integers!r}; expected true or false")
             layers = model.beneath(name)
@@ -79,7 +82,7 @@ class Clustering(CompressionMethod):
         """Put a codebook on every weight beneath the layers.
 
         Raises:
-            InfeasiblePlan: If the weights beneath a layer have no more values than the codebook.
+            InfeasiblePlan: If the weights beneath a layer have no more values than the codebook, or are too few.
         """
         from autocompress.graph.codebooks import cluster
         from autocompress.graph.inspect import weighted_modules
@@ -87,6 +90,8 @@ class Clustering(CompressionMethod):
         largest = 63 if context.profile.reduce_range else 127
         for name, setting in settings.items():
             bits, limit = int(setting["bits"]), largest if setting.get("integers") else None
+            for inner, module in weighted_modules(model, name):
+                _check_size(inner, module.weight.numel(), bits)  # type: ignore[operator]
             found = [cluster(model, module, bits, limit=limit) for _, module in weighted_modules(model, name)]
             if not any(found):
                 raise InfeasiblePlan(
@@ -121,4 +126,13 @@ def _saves(layer: Layer, bits: int) -> bool:
     """True if indices and float codebook are smaller than the float weight; layers of several weights never."""
     count = math.prod(layer.shape) if layer.shape else 0
     codebook: int = 2**bits * FLOAT_BITS
-    return count * bits + codebook < count * FLOAT_BITS
+    return count >= SHARING * 2**bits and count * bits + codebook < count * FLOAT_BITS
+
+
+def _check_size(name: str, count: int, bits: int) -> None:
+    """Refuse a weight of which each value would be shared by too few to tell it from a weight without a codebook."""
+    if count < SHARING * 2**bits:
+        raise InfeasiblePlan(
+            f"clustering: the weight of {name!r} has {count} numbers; expected at least {SHARING * 2**bits} for the "
+            f"{2**bits} values of bits {bits}; choose fewer bits or leave the layer out"
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 from autocompress.errors import InfeasiblePlan
 from autocompress.graph.channel_groups import rounding_step
 from autocompress.graph.view import Layer, LayerView
-from autocompress.methods._base import METHODS, CompressionMethod, Context, values_of
+from autocompress.methods._base import METHODS, CompressionMethod, Context, asked, said, values_of
 from autocompress.plan import Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, MethodSpace, Suggest
@@ -124,8 +124,7 @@ class LowRank(CompressionMethod):
                 settings[layer.name] = {"rank_ratio": ratio}
                 if "decomposition" in space.parameters:
                     fitting = _fitting(geometry, decompositions, options, profile.channel_multiple)
-                    chosen = suggest(f"{self.name}/{layer.name}/decomposition", Choice(fitting))
-                    settings[layer.name]["decomposition"] = chosen
+                    settings[layer.name] |= asked("decomposition", fitting, suggest, method=self.name, layer=layer.name)
         return settings
 
     def _offered(self, geometry: Geometry, space: MethodSpace) -> tuple[Decomposition, ...]:
@@ -154,7 +153,7 @@ class LowRank(CompressionMethod):
     def _check_setting(self, name: str, geometry: Geometry, setting: Mapping[str, Scalar], multiple: int) -> None:
         ratio, decomposition = setting.get("rank_ratio"), setting.get("decomposition", geometry.decompositions[0])
         if isinstance(ratio, bool | str) or ratio is None or not 0 < ratio < 1:
-            raise InfeasiblePlan(f"{self.name}: layer {name!r}: rank_ratio {ratio!r}; expected 0 < ratio < 1")
+            raise InfeasiblePlan(f"{self.name}: layer {name!r}: {said(setting, 'rank_ratio')}; expected 0 < ratio < 1")
         if decomposition not in geometry.decompositions:
             raise InfeasiblePlan(
                 f"{self.name}: layer {name!r}: decomposition {decomposition!r}; expected "

@@ -13,11 +13,12 @@ import numpy as np
 
 from autocompress.data import Array
 from autocompress.errors import InfeasiblePlan
+from autocompress.graph.grids import is_clustered
 from autocompress.graph.onnx_fields import attributes_of, replace_entries
 from autocompress.graph.ranges import CALIBRATIONS, Range, histogram_of, range_of
 from autocompress.graph.scopes import weight_nodes
 from autocompress.graph.view import Layer, LayerView
-from autocompress.methods._base import METHODS, CompressionMethod, Context, values_of
+from autocompress.methods._base import METHODS, CompressionMethod, Context, asked, said, values_of
 from autocompress.methods._integer_weights import (
     Form,
     Weights,
@@ -52,7 +53,6 @@ FOLDED = (HALF, WEIGHT_ONLY)
 """Precisions whose weights become floats when the model is loaded: as fast as float, only smaller."""
 
 DEFAULT_PRECISIONS = (FLOAT, WEIGHT_ONLY, STATIC, DYNAMIC)
-DEFAULT_BITS = (8, 4)
 BITS = range(2, 9)
 BLOCK_BITS = (2, 4, 8)
 BLOCK_SIZES = (32, 64, 128, 256)
@@ -108,7 +108,7 @@ class Quantization(CompressionMethod):
             "fp32, int8 (ranges of activations from calibration), dynamic_int8 (linear layers only), weight_only "
             "(float activations), nbits (weights in blocks, linear layers only) or fp16 (weights alone)"
         ),
-        "bits": "of the weights, 2 to 8 (default); 2, 4 or 8 for nbits",
+        "bits": "2 to 8 (default) for the weights; 2, 4 or 8 with nbits",
         "granularity": (
             "per_channel or per_tensor, which weights share a scale; by default per_tensor for dynamic_int8 with 8 "
             "bits, per_channel for all else"
@@ -120,9 +120,9 @@ class Quantization(CompressionMethod):
     }
 
     def propose(self, model: LayerView, suggest: Suggest, space: MethodSpace, profile: HardwareProfile) -> Settings:
-        """A precision for each layer, faster on this machine than float or as fast and smaller; then the bits.
+        """A precision for each layer, faster on this machine than float or as fast and smaller.
 
-        Other parameters are asked where the space names values for them.
+        Other parameters, such as the bits, are asked where the space names values for them.
         """
         wanted = values_of(space, "precision", DEFAULT_PRECISIONS)
         settings: dict[str, dict[str, Scalar]] = {}
@@ -131,22 +131,22 @@ class Quantization(CompressionMethod):
             if options and space.admits(layer.name):
                 precision = suggest(f"{self.name}/{layer.name}/precision", Choice((FLOAT, *options)))
                 if precision != FLOAT:
-                    asked = self._details(layer, str(precision), suggest, space)
-                    settings[layer.name] = {"precision": precision, **asked}
+                    settings[layer.name] = {
+                        "precision": precision,
+                        **self._details(layer, str(precision), suggest, space),
+                    }
         return settings
 
     def _details(self, layer: Layer, precision: str, suggest: Suggest, space: MethodSpace) -> dict[str, Scalar]:
         """The other parameters of a layer, without those that are at their defaults."""
-        asked: dict[str, Scalar] = {}
+        given: dict[str, Scalar] = {}
         for parameter in SUITS:
-            options = values_of(space, parameter, DEFAULT_BITS if parameter == "bits" else ())
-            if precision in SUITS[parameter] and len(options) > 1:
-                asked[parameter] = suggest(f"{self.name}/{layer.name}/{parameter}", Choice(options))
-            elif precision in SUITS[parameter] and options:
-                asked[parameter] = options[0]
-        if precision == BLOCKWISE and asked.get("bits", 8) not in BLOCK_BITS:
-            asked["bits"] = min(bits for bits in BLOCK_BITS if bits >= int(asked["bits"]))
-        return {parameter: value for parameter, value in asked.items() if (parameter, value) != ("bits", 8)}
+            options = values_of(space, parameter, ())
+            if precision in SUITS[parameter]:
+                given |= asked(parameter, options, suggest, method=self.name, layer=layer.name)
+        if precision == BLOCKWISE and given.get("bits", 8) not in BLOCK_BITS:
+            given["bits"] = min(bits for bits in BLOCK_BITS if bits >= int(given["bits"]))
+        return {parameter: value for parameter, value in given.items() if (parameter, value) != ("bits", 8)}
 
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for the values that `parameters` names; numbers and truth values are told apart."""
@@ -160,7 +160,7 @@ class Quantization(CompressionMethod):
             known = sorted(set.intersection(*(set(_precisions(layer)) for layer in layers))) if layers else []
             if precision not in known:
                 raise InfeasiblePlan(
-                    f"{self.name}: layer {name!r}: precision {precision!r}; expected "
+                    f"{self.name}: layer {name!r}: {said(setting, 'precision')}; expected "
                     f"{' or '.join(known) or 'a layer that this method quantizes (conv, linear, attention, embedding)'}"
                 )
             for parameter, value in setting.items():
@@ -184,14 +184,18 @@ class Quantization(CompressionMethod):
         """True for less than 8 bits and for learned scales: 8 bits alone cost next to none."""
         return any(_is_trained(setting) for setting in settings.values())
 
+    def wants_integer_kernels(self, settings: Settings) -> bool:
+        """True if a layer is to be computed on integers, not only stored in them."""
+        return any(setting["precision"] not in (FLOAT, *FOLDED) for setting in settings.values())
+
     def apply(self, model: nn.Module, settings: Settings, context: Context) -> nn.Module:
         """Hold weights, and inputs whose ranges are learned, to what integers can say; others wait for `lower`."""
         from autocompress.graph.fake_quantization import quantize_weights
 
         for name, setting in settings.items():
+            form = _form(setting, context.profile)
+            _check_blocks(model, name, form)
             if _is_trained(setting):
-                form = _form(setting, context.profile)
-                _check_blocks(model, name, form)
                 learned = setting.get("scales") == "learned"
                 quantize_weights(model, name, form.layout, form.bits, symmetric=form.symmetric, learned=learned)
         for calibration in CALIBRATIONS:
@@ -350,11 +354,17 @@ def _form(setting: Mapping[str, Scalar], profile: HardwareProfile) -> Form:
 
 
 def _check_blocks(model: nn.Module, layer: str, form: Form) -> None:
-    """Refuse blocks that do not fill the rows of a weight."""
+    """Refuse blocks that do not fill the rows of a weight, and those that would break up a codebook."""
     from autocompress.graph.fake_quantization import quantizable_weights
 
     for module, parameter, _ in quantizable_weights(model, layer) if form.block else ():
-        check_block(getattr(module, parameter).shape[1], form, layer)
+        weight = getattr(module, parameter).detach()
+        check_block(weight.shape[1], form, layer)
+        if is_clustered(weight.cpu().numpy()):
+            raise InfeasiblePlan(
+                f"quantization: layer {layer!r} has a codebook, and the scales of {BLOCKWISE} would make many values "
+                f"of its few; choose {WEIGHT_ONLY}, or leave one of the two out"
+            )
 
 
 def _learn_ranges(model: nn.Module, names: list[str], calibration: str, context: Context) -> None:

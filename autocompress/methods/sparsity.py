@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from autocompress.errors import InfeasiblePlan
 from autocompress.graph.view import Layer, LayerView
-from autocompress.methods._base import METHODS, CompressionMethod, Context, values_of
+from autocompress.methods._base import METHODS, CompressionMethod, Context, asked, values_of
 from autocompress.plan import Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, MethodSpace, Suggest
@@ -53,7 +53,10 @@ class Sparsity(CompressionMethod):
     parameters: ClassVar[Mapping[str, str]] = {
         "sparsity": "share of zeros in each weight, in (0, 1); 0 leaves a layer alone in a search space",
         "threshold": "instead of sparsity: weights below this many standard deviations of the layer become zero, > 0",
-        "pattern": "unstructured (default), or N:M such as 2:4, where at most 2 of each 4 weights are not zero",
+        "pattern": (
+            "unstructured (default), or N:M such as '2:4' (in quotes in YAML), where at most 2 of each 4 weights are "
+            "not zero"
+        ),
         "scope": "layer (default), or global: such layers share one ranking at their mean sparsity",
         "schedule": "gradual (default), where zeros grow during the first quarter of recovery, or one_shot",
     }
@@ -62,7 +65,7 @@ class Sparsity(CompressionMethod):
         """A pattern, sparsity or threshold for each layer; all share one ranking unless the space says otherwise."""
         settings: dict[str, dict[str, Scalar]] = {}
         for layer in model.layers:
-            if layer.kind in KINDS and layer.shape and space.admits(layer.name):
+            if layer.kind in KINDS and layer.shape and not layer.tied_to and space.admits(layer.name):
                 amount = self._amount(layer, suggest, space)
                 if amount:
                     words = self._words(layer.name, suggest, space, pattern="pattern" in amount)
@@ -87,9 +90,8 @@ class Sparsity(CompressionMethod):
         offered = {"scope": values_of(space, "scope", (GLOBAL,)), "schedule": values_of(space, "schedule", ())}
         words: dict[str, Scalar] = {}
         for word, options in offered.items():
-            if options and not (pattern and word == "scope"):
-                several = len(options) > 1
-                words[word] = suggest(f"{self.name}/{layer}/{word}", Choice(options)) if several else options[0]
+            if not (pattern and word == "scope"):
+                words |= asked(word, options, suggest, method=self.name, layer=layer)
         return words
 
     def takes(self, parameter: str, value: Scalar) -> bool:
@@ -132,7 +134,7 @@ class Sparsity(CompressionMethod):
         Raises:
             InfeasiblePlan: If the share rounds to no weight of a layer, or those that became zero already were.
         """
-        from autocompress.graph.constraints import constrain, users
+        from autocompress.graph.constraints import hold, users
         from autocompress.graph.masks import Mask, input_axis
 
         targets = self._targets(model, settings)
@@ -149,9 +151,8 @@ class Sparsity(CompressionMethod):
                     axis=input_axis(target.module),
                     gradual=setting.get("schedule", GRADUAL) == GRADUAL,
                 )
-                for user, name in users(model, target.module):
-                    constrain(user, mask, name)
-                    masked.add(user)
+                hold(model, target.module, mask)
+                masked |= {user for user, _ in users(model, target.module)}
             if all(module.weight.equal(weight) for module, weight in before):  # type: ignore[operator]
                 raise InfeasiblePlan(
                     f"{self.name}: layer {layer!r}: {dict(setting)} makes no weight zero that is not; ask for more or "
@@ -160,13 +161,24 @@ class Sparsity(CompressionMethod):
         return model
 
     def _targets(self, model: nn.Module, settings: Settings) -> dict[str, list[_Target]]:
-        """The weights beneath each layer with the zeros they get."""
+        """The weights beneath each layer with the zeros they get; one that is tied stands under each of its layers.
+
+        Raises:
+            InfeasiblePlan: If groups do not divide a weight, or tied layers want different things of it.
+        """
+        from autocompress.graph.constraints import users
         from autocompress.graph.inspect import weighted_modules
         from autocompress.graph.masks import input_axis, shared_out
 
         targets: dict[str, list[_Target]] = {}
+        known: dict[nn.Module, tuple[str, _Target]] = {}
         for layer, setting in settings.items():
             for name, module in weighted_modules(model, layer):
+                if module in known:
+                    other, target = known[module]
+                    self._check_alike(settings, other, layer)
+                    targets.setdefault(layer, []).append(target)
+                    continue
                 weight: Tensor = module.weight.detach()  # type: ignore[operator]
                 groups = _groups(setting.get("pattern"))
                 if groups is not None and weight.shape[input_axis(module)] % groups[1]:
@@ -174,14 +186,25 @@ class Sparsity(CompressionMethod):
                         f"{self.name}: the weight of {name!r} is {tuple(weight.shape)}; {_expected(groups)}; leave "
                         f"{layer!r} out"
                     )
-                zeros = _zeros(weight, setting)
-                targets.setdefault(layer, []).append(_Target(name, module, weight, zeros))
-        shared = [one for layer in targets if settings[layer].get("scope") == GLOBAL for one in targets[layer]]
+                target = _Target(name, module, weight, _zeros(weight, setting))
+                targets.setdefault(layer, []).append(target)
+                known |= {user: (layer, target) for user, _ in users(model, module)}
+        ranked = [one for layer in targets if settings[layer].get("scope") == GLOBAL for one in targets[layer]]
+        shared = list({id(one): one for one in ranked}.values())
         if shared:
             counts = shared_out([one.weight for one in shared], sum(one.zeros for one in shared))
             for one, zeros in zip(shared, counts, strict=True):
                 one.zeros = zeros
         return targets
+
+    def _check_alike(self, settings: Settings, one: str, other: str) -> None:
+        """Refuse tied layers that want different things of their weight."""
+        first, second = dict(settings[one]), dict(settings[other])
+        if first != second:
+            raise InfeasiblePlan(
+                f"{self.name}: layers {one!r} and {other!r} share a weight, and are given {first} and {second}; "
+                "expected the same, or one of them left out"
+            )
 
     def finalize(self, model: nn.Module) -> nn.Module:
         """Make the zeros plain weights."""
@@ -194,10 +217,13 @@ class Sparsity(CompressionMethod):
         from autocompress.graph.inspect import weighted_modules
         from autocompress.graph.masks import input_axis, obeys_groups
 
-        shared = [0, 0]
+        shared, counted = [0, 0], set()
         for layer, setting in settings.items():
             for name, module in weighted_modules(model, layer):
                 weight = module.get_parameter("weight")
+                if weight in counted:
+                    continue
+                counted.add(weight)
                 groups = _groups(setting.get("pattern"))
                 if groups is not None and not obeys_groups(weight, groups, input_axis(module)):
                     raise InfeasiblePlan(f"{self.name}: the weight of {name!r} is not {setting['pattern']}")

@@ -140,7 +140,8 @@ def test_a_frozen_layer_stays_frozen(case: tuple[CompressionMethod, Specimen, Se
     weights = {
         name: parameter
         for name, parameter in changed.get_submodule(layer).named_parameters()
-        if name.endswith(("weight", "weight.original"))  # a batch norm that was folded in leaves a bias to train
+        # a batch norm that was folded in leaves a bias to train; weight norm has two originals
+        if name.endswith(("weight", "weight.original", "weight.original0", "weight.original1"))
     }
     assert weights
     assert not any(parameter.requires_grad for parameter in weights.values()), list(weights)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from autocompress.errors import InfeasiblePlan
-from autocompress.graph.channel_groups import kept_channels
+from autocompress.graph.channel_groups import importances, kept_channels
 from autocompress.graph.inspect import layer_view
 from autocompress.methods.channel_pruning import ChannelPruning, distinct_ratios
 from autocompress.plan import Scalar
 from autocompress.profile import HardwareProfile
-from autocompress.space import Knob, MethodSpace
-from tests.conftest import SPECIMENS, context_of
+from autocompress.space import Choice, Knob, MethodSpace
+from tests.conftest import PROFILE, SPECIMENS, context_of
 
 RESIDUAL = SPECIMENS["residual"]
 
@@ -150,3 +150,25 @@ def test_taylor_removes_channels_that_no_loss_depends_on(profile: HardwareProfil
     settings = {"0": {"pruning_ratio": 0.5, "importance": "taylor"}}
     pruned = ChannelPruning()(model, settings, context_of(specimen, profile))
     assert torch.equal(pruned.get_submodule("0").weight, model.get_submodule("0").weight[1::2])
+
+
+def test_importances_are_offered_only_to_groups_that_have_what_they_go_by() -> None:
+    every = ("l2", "bn_scale", "activation")
+    offered: dict[str, tuple[Scalar, ...]] = {}
+
+    def suggest(name: str, knob: Knob) -> Scalar:
+        assert isinstance(knob, Choice)
+        if name.endswith("/importance"):
+            offered[name.split("/")[1]] = knob.options
+        return knob.options[-1]
+
+    space = MethodSpace({"pruning_ratio": (0, 0.5), "importance": every})
+    for name in SPECIMENS:
+        specimen = SPECIMENS[name]
+        view = layer_view(specimen.model(), specimen.examples)
+        settings = ChannelPruning().propose(view, suggest, space, PROFILE)
+        for group, setting in settings.items():
+            for importance in offered.get(group, (setting["importance"],)):
+                calibration = context_of(specimen, PROFILE).calibration
+                importances(specimen.model(), specimen.examples, {group: importance}, calibration=calibration)
+    assert set(offered.values()) >= {every, ("l2", "activation")}

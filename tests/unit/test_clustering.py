@@ -219,7 +219,7 @@ def test_recurrent_layers_are_refused() -> None:
 
 
 def test_a_layer_with_few_weights_is_refused_and_not_proposed() -> None:
-    with pytest.raises(InfeasiblePlan, match="no weight beneath it has more than 256 values"):
+    with pytest.raises(InfeasiblePlan, match="has 128 numbers; expected at least 1024 for the 256 values of bits 8"):
         clustered({"fc": {"bits": 8}})
     view = layer_view(SPECIMENS["residual"].model(), SPECIMENS["residual"].examples)
     asked: dict[str, Knob] = {}

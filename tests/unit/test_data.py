@@ -99,7 +99,21 @@ def test_samples_are_spread_over_arrays_by_seed_and_never_twice() -> None:
     drawn = gathered(spread(split, 5), 5)
     assert len(set(drawn)) == 5
     assert drawn == gathered(spread(split, 5), 5)
-    assert gathered(spread(split, 50), 5) == list(range(10))
+    assert sorted(gathered(spread(split, 50), 5)) == list(range(10))
+
+
+def test_any_first_part_of_spread_samples_is_a_draw_too_from_datasets_as_from_arrays() -> None:
+    class Sorted:
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            return np.full(2, index, np.float32), index // 100
+
+    arrays = (np.arange(2000, dtype=np.float32).reshape(1000, 2), np.arange(1000) // 100)
+    for source in (Sorted(), arrays):
+        drawn = spread(as_split(source, "train"), 256)
+        assert len(set(drawn.samples.targets[:64].tolist())) == 10
 
 
 def test_samples_of_a_loader_are_its_first() -> None:

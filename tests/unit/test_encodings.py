@@ -179,7 +179,7 @@ def test_a_graph_is_returned_where_the_runtime_would_run_other_kernels(monkeypat
     specimen = SPECIMENS["mlp"]
     graph = changed(export(specimen.model(), specimen.examples), half)
     assert encode_weights(graph) is not graph
-    monkeypatch.setattr(selection, "_runs_as", lambda graph, wanted: False)
+    monkeypatch.setattr(selection, "_runs_as", lambda graph, wanted, may_be_refused: False)
     assert encode_weights(graph) is graph
 
 

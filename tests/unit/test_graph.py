@@ -106,8 +106,8 @@ def test_what_an_lstm_reads_or_gives_is_left_alone() -> None:
 
 
 def test_the_output_layer_is_in_no_group(specimen: Specimen) -> None:
-    last = used_layers(specimen.model(), specimen.examples)[-1].name
-    assert all(last not in group.layers for group in channel_groups(specimen.model(), specimen.examples))
+    last = used_layers(specimen.model(), specimen.examples)[-1]
+    assert all(last.name not in group.layers for group in channel_groups(specimen.model(), specimen.examples))
 
 
 def test_frozen_parameters_do_not_hide_groups() -> None:

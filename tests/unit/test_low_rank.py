@@ -254,6 +254,18 @@ def test_weights_are_counted_as_they_are(layer: Any, decomposition: Any) -> None
     assert changed.get_submodule("0").ranks == ranks
 
 
+@pytest.mark.parametrize("shape", [(300, 420), (420, 300)])
+def test_large_matrices_are_split_as_well_as_small_ones(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(*shape, generator=generator) @ torch.diag(torch.linspace(1, 1e-3, shape[1]))
+    linear = nn.Linear(*reversed(shape))
+    linear.weight.data.copy_(weight)
+    factors = make.svd(linear, 40)
+    tail = torch.linalg.svdvals(weight.double())[40:].square().sum()
+    error = (factors.weight.detach() - weight).double().square().sum()
+    assert float(error) == pytest.approx(float(tail), rel=1e-5)
+
+
 def view_of(*layers: Layer) -> LayerView:
     return LayerView(ORIGINAL, layers, ())
 
@@ -292,10 +304,10 @@ def test_decompositions_are_asked_only_where_the_space_names_them_and_fit_every_
         "conv/rank_ratio": (1.0, 0.75, 0.25),
         "conv/decomposition": ("spatial", "channel", "tucker"),
         "dense/rank_ratio": (1.0, 0.25),
-        "dense/decomposition": ("svd",),
-    }
+    }, "a single one is taken without asking"
     other = MethodSpace({"rank_ratio": (1, 0.25), "decomposition": ("spatial",)})
-    assert offered(other, dense)["dense/decomposition"] == ("whitened_svd",), "its default, where none fits"
+    settings = LowRank().propose(view_of(dense), lambda *_: 0.25, other, HardwareProfile("any", channel_multiple=8))
+    assert settings["dense"]["decomposition"] == "whitened_svd", "its default, where none fits"
 
 
 def apply(name: str, profile: HardwareProfile, specimen: Specimen = RESIDUAL, **setting: Scalar) -> nn.Module:
@@ -308,7 +320,7 @@ def apply(name: str, profile: HardwareProfile, specimen: Specimen = RESIDUAL, **
         ("layers.1.conv2", {"rank_ratio": 0}, "0 < ratio < 1"),
         ("layers.1.conv2", {"rank_ratio": 1}, "0 < ratio < 1"),
         ("layers.1.conv2", {"rank_ratio": True}, "0 < ratio < 1"),
-        ("layers.1.conv2", {"decomposition": "tucker"}, "None; expected 0 < ratio < 1"),
+        ("layers.1.conv2", {"decomposition": "tucker"}, "no rank_ratio; expected 0 < ratio < 1"),
         ("layers.1.conv2", {"rank_ratio": 0.5, "decomposition": "svd"}, "expected spatial or channel or tucker"),
         ("layers.1.short.0", {"rank_ratio": 0.5, "decomposition": "spatial"}, "expected channel"),
         ("layers.1.short.0", {"rank_ratio": 0.9}, "gives rank 16 and 768 weights; expected fewer than the 512"),

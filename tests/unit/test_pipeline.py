@@ -12,11 +12,14 @@ from torch import nn
 from autocompress import recovery
 from autocompress.artifact import Artifact
 from autocompress.devices import resolve_profile
-from autocompress.errors import DeviceUnavailable, TaskFailed, UnknownName
+from autocompress.errors import DeviceUnavailable, InfeasiblePlan, TaskFailed, UnknownName
+from autocompress.formats.compact import compact
+from autocompress.formats.encodings import encode_weights
+from autocompress.formats.onnx_export import export
 from autocompress.formats.onnx_runtime import predictor
+from autocompress.methods.channel_pruning import ChannelPruning
 from autocompress.objective import Constraint, make_objectives
 from autocompress.pipeline import (
-    LATE_RATE,
     Workbench,
     apply_plan,
     build_architecture,
@@ -25,6 +28,7 @@ from autocompress.pipeline import (
     score_test,
     survey_architectures,
 )
+from autocompress.pipeline.recovering import LATE_RATE
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.record import Record, Trial
 from autocompress.recovery import Lessons, Recovered
@@ -32,7 +36,7 @@ from autocompress.screen import Screen
 from autocompress.space import Int, SearchSpace
 from autocompress.student import Student
 from autocompress.task import Metric, Task
-from tests.conftest import SPECIMENS, ResidualBlock
+from tests.conftest import SPECIMENS, ResidualBlock, bench_of
 from tests.tasks.stripes import Net, task
 
 PRUNED = Plan(
@@ -118,6 +122,30 @@ def test_a_trial_cut_short_after_training_is_not_trained_again(
         again = run_trial(trial, bench)
     assert again.artifact == whole.artifact
     assert again.details == whole.details
+
+
+def test_a_trial_that_can_not_succeed_leaves_no_weights_behind(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChannelPruning, "verify", _never)
+    record = run_trial(Trial(1, PRUNED), bench)
+    assert record.reason == "InfeasiblePlan: never"
+    assert kept_weights(bench) == []
+
+
+def _never(*_: object) -> None:
+    raise InfeasiblePlan("never")
+
+
+def test_the_baseline_is_the_model_as_the_user_wrote_it(tmp_path: Path) -> None:
+    specimen = SPECIMENS["attention"]
+    bench = bench_of(specimen, tmp_path)
+    record = run_baseline(Trial(0, Plan()), bench)
+    assert record.status == "complete"
+    own = compact(encode_weights(export(specimen.model(), specimen.examples)))
+    assert onnx.load(bench.artifact_path(Plan())) == own
+    rewritten = run_trial(Trial(1, Plan(recovery=Recovery(epochs=1))), bench)
+    assert rewritten.details["macs"] == record.details["macs"], "layers are counted alike"
 
 
 def kept_weights(bench: Workbench) -> list[Path]:

@@ -26,7 +26,9 @@ RECOVERIES = st.builds(
 PLANS = st.builds(
     Plan,
     architecture=NAMES,
-    steps=st.lists(st.builds(Step, method=NAMES, settings=SETTINGS), max_size=3).map(tuple),
+    steps=st.lists(st.builds(Step, method=NAMES, settings=SETTINGS), max_size=3, unique_by=lambda s: s.method).map(
+        tuple
+    ),
     recovery=RECOVERIES,
 )
 
@@ -52,11 +54,17 @@ def test_the_digest_changes_with_everything_a_plan_says() -> None:
         Plan(),
         Plan(architecture="tiny"),
         Plan(steps=(step,)),
-        Plan(steps=(step, step)),
+        Plan(steps=(step, Step("clustering", {"conv1": {"bits": 4}}))),
         Plan(recovery=Recovery(epochs=1)),
         Plan(steps=(Step("quantization", {"conv2": {"precision": "int8"}}),)),
     )
     assert len({plan.digest for plan in plans}) == len(plans)
+
+
+def test_a_method_has_one_step() -> None:
+    step = Step("quantization", {"conv1": {"precision": "int8"}})
+    with pytest.raises(InvalidInput, match="2 steps of 'quantization'; expected one, with the settings of all"):
+        Plan(steps=(step, step))
 
 
 def test_the_digest_is_the_same_in_every_process() -> None:

@@ -179,3 +179,13 @@ def test_the_policies_of_a_shipped_space_are_plans_of_their_own(name: str) -> No
     models = dict.fromkeys(architectures(shipped, {}), VIEW)
     plans = policy_plans(shipped, planner(shipped, models, replace(PROFILE, kernels=ALL_KERNELS)))
     assert len(plans) == len(shipped.policies), "none is left out, and no two are the same"
+
+
+def test_a_policy_with_a_value_that_the_space_does_not_offer_is_refused() -> None:
+    space = SearchSpace(
+        "own",
+        methods={"quantization": MethodSpace({"precision": ("fp32", "int8"), "bits": (8,)})},
+        policies=({"quantization/precision": "int8", "quantization/bits": 4},),
+    )
+    with pytest.raises(InvalidInput, match="a policy sets quantization/bits to 4, but the space offers 8"):
+        check_space(space, (ORIGINAL,))

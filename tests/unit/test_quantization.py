@@ -19,13 +19,15 @@ from autocompress.errors import InfeasiblePlan
 from autocompress.formats.onnx_export import export
 from autocompress.formats.onnx_runtime import predictor
 from autocompress.graph.constraints import constraints
+from autocompress.graph.fake_quantization import INPUT
 from autocompress.graph.inspect import used_layers
 from autocompress.graph.view import Layer, LayerView
+from autocompress.methods import METHODS
 from autocompress.methods.quantization import Quantization
-from autocompress.plan import Scalar
+from autocompress.plan import Scalar, Settings
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, Knob, MethodSpace, neutral
-from tests.conftest import SPECIMENS, Specimen, context_of
+from tests.conftest import PROFILE, SPECIMENS, Specimen, context_of, normed_net
 
 INTEGER = {"QLinearConv", "QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 
@@ -34,7 +36,8 @@ def quantized(specimen: Specimen, profile: HardwareProfile, **precisions: str) -
     settings = {layer.replace("__", "."): {"precision": value} for layer, value in precisions.items()}
     model = specimen.model()
     context = context_of(specimen, profile)
-    return Quantization().lower(export(Quantization()(model, settings, context), specimen.examples), settings, context)
+    finished = Quantization().finalize(Quantization()(model, settings, context))
+    return Quantization().lower(export(finished, specimen.examples), settings, context)
 
 
 def layers_of(specimen: Specimen, *kinds: str) -> list[str]:
@@ -64,7 +67,12 @@ def test_all_static_layers_run_on_integer_kernels(name: str, profile: HardwarePr
     kinds = ran(graph, tmp_path)
     assert sum(kinds[kind] for kind in INTEGER) >= len(chosen)
     assert kinds["Conv"] == kinds["Gemm"] == kinds["FusedGemm"] == 0
-    if name not in ("recurrent", "unet", "two_inputs"):  # an LSTM, transposed convolutions and an embedding stay
+    if name not in (
+        "recurrent",
+        "unet",
+        "two_inputs",
+        "tied",
+    ):  # an LSTM, transposed convolutions and an embedding stay
         assert float_weights(graph) == []
 
 
@@ -463,3 +471,62 @@ def test_blocks_are_offered_for_products_of_one_row() -> None:
     assert chosen(one, ("nbits",), space, precision="nbits", bits=6) == {"precision": "nbits"}
     assert chosen(one, ("nbits",), space, precision="nbits", bits=4) == {"precision": "nbits", "bits": 4}
     assert chosen(many, ("nbits",), space, precision="nbits") == {}
+
+
+def tied(**settings: dict[str, Scalar]) -> nn.Module:
+    """The finished model whose embedding is also its last layer."""
+    specimen, method = SPECIMENS["tied"], Quantization()
+    return method.finalize(method(specimen.model(), settings, context_of(specimen, PROFILE)))
+
+
+@pytest.mark.parametrize("name", ["head", "words"])
+def test_tied_layers_get_one_grid_whichever_of_them_is_named(name: str) -> None:
+    model = tied(**{name: {"precision": "weight_only", "bits": 4}})
+    assert model.get_parameter("words.weight") is model.get_parameter("head.weight")
+    assert all(len(row.unique()) <= 16 for row in model.get_parameter("head.weight"))
+
+
+def test_tied_layers_that_want_different_grids_are_refused_before_any_training() -> None:
+    four, two = ({"precision": "weight_only", "bits": bits} for bits in (4, 2))
+    tied(words=four, head=four)
+    with pytest.raises(InfeasiblePlan, match="'head' shares its weight with another one, which has 4 bits"):
+        tied(words=four, head=two)
+
+
+def test_tied_layers_may_store_their_weight_in_different_forms() -> None:
+    specimen, method = SPECIMENS["tied"], Quantization()
+    settings: Settings = {
+        "words": {"precision": "weight_only"},
+        "head": {"precision": "weight_only", "granularity": "per_tensor"},
+    }
+    graph = method.lower(export(specimen.model(), specimen.examples), settings, context_of(specimen, PROFILE))
+    onnx.checker.check_model(graph)
+    wanted = predictor(export(specimen.model(), specimen.examples))(specimen.samples(16))
+    assert np.abs(predictor(graph)(specimen.samples(16)) - wanted).max() < 0.02 * np.abs(wanted).max()
+
+
+def test_blocks_do_not_break_up_a_codebook() -> None:
+    specimen = SPECIMENS["mlp"]
+    context = context_of(specimen, PROFILE)
+    model = METHODS["clustering"]()(specimen.model(), {"2": {"bits": 3}}, context)
+    with pytest.raises(InfeasiblePlan, match="'2' has a codebook, and the scales of nbits"):
+        Quantization()(model, {"2": {"precision": "nbits"}}, context)
+
+
+def test_a_learned_range_reaches_no_farther_than_the_activation_before_it() -> None:
+    specimen, method = Specimen(normed_net, (3, 8, 8)), Quantization()
+    context = context_of(specimen, PROFILE)
+    settings: Settings = {name: {"precision": "int8", "scales": "learned"} for name in ("0", "3", "6")}
+    model = method(specimen.model(), settings, context)
+    for name in ("3", "6"):
+        model.get_submodule(f"{name}.{INPUT}").ratio.data.fill_(2.0)  # type: ignore[union-attr,operator]
+    model = method.finalize(model)
+    plain = export(model, specimen.examples)
+    wanted, got = (predictor(one)(specimen.samples(32)) for one in (plain, method.lower(plain, settings, context)))
+    assert np.abs(wanted - got).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_weights_that_become_floats_at_load_want_no_integer_kernels() -> None:
+    for precision, wanted in (("int8", True), ("dynamic_int8", True), ("nbits", True), ("fp16", False)):
+        assert Quantization().wants_integer_kernels({"a": {"precision": precision}}) == wanted
+    assert not Quantization().wants_integer_kernels({"a": {"precision": "weight_only"}})

@@ -144,6 +144,16 @@ def test_regression_is_recovered_by_squared_error() -> None:
     assert regression.score(torch_predictor(student)) < 0.05 * float(np.square(targets).mean())
 
 
+def test_statistics_can_not_be_taken_of_one_sample_a_batch() -> None:
+    images, classes = make_images(4, 0)
+    loader = [(images[place : place + 1], classes[place : place + 1]) for place in range(4)]
+    single = Task(name="single", model=task.model, train=loader, validation=(images, classes))
+    with pytest.raises(InvalidInput, match="no batch of 2 or more samples"):
+        recalibrate(task.build_model(), single)
+    arrays = Task(name="single", model=task.model, train=(images, classes), validation=(images, classes), batch_size=1)
+    recalibrate(task.build_model(), arrays)
+
+
 def test_recalibration_takes_the_statistics_of_the_data() -> None:
     model = task.build_model()
     spoiled = copy.deepcopy(model)

@@ -301,3 +301,20 @@ def test_proposed_layers_share_a_ranking_unless_the_space_says_otherwise() -> No
     assert set(asked) == {f"sparsity/{name}/sparsity" for name in shared}
     alone, _ = proposed(view, MethodSpace({"scope": ("layer",), "schedule": ("one_shot",)}), {"sparsity": 0.8})
     assert alone["0"] == {"sparsity": 0.8, "scope": "layer", "schedule": "one_shot"}
+
+
+def test_tied_layers_share_their_zeros_and_are_counted_once() -> None:
+    specimen = SPECIMENS["tied"]
+    context = context_of(specimen, PROFILE)
+    alike: Settings = {name: {"sparsity": 0.9, "scope": "global"} for name in ("words", "inner", "head")}
+    model = Sparsity().finalize(Sparsity()(specimen.model(), alike, context))
+    Sparsity().verify(model, alike)
+    different: Settings = {"words": {"sparsity": 0.9}, "head": {"sparsity": 0.3}}
+    with pytest.raises(InfeasiblePlan, match="'words' and 'head' share a weight, and are given"):
+        Sparsity()(specimen.model(), different, context)
+
+
+def test_of_tied_layers_one_is_offered() -> None:
+    view = layer_view(SPECIMENS["tied"].model(), SPECIMENS["tied"].examples)
+    proposed = Sparsity().propose(view, lambda _, knob: knob.options[-1], MethodSpace(), PROFILE)  # type: ignore[union-attr]
+    assert set(proposed) == {"words", "mix", "inner"}

@@ -59,7 +59,7 @@ def encode_weights(graph: ModelProto) -> ModelProto:
         A smaller graph, or the one that was given where there is none.
 
     Raises:
-        ConversionError: If ONNX Runtime refuses the graph that was given.
+        ConversionError: If ONNX Runtime refuses the graph that was given, or that graph with encoded weights.
     """
     own = opset_of(graph)
     if own < OLDEST or has_subgraphs(graph):
@@ -70,17 +70,28 @@ def encode_weights(graph: ModelProto) -> ModelProto:
         if encoded.ByteSize() >= graph.ByteSize():
             break  # an older operator set has no smaller forms
         wanted = wanted or optimized_operators(graph)
-        if _runs_as(encoded, wanted):
+        if _runs_as(encoded, wanted, may_be_refused=opset_of(encoded) > own):
             return encoded
     return graph
 
 
-def _runs_as(graph: ModelProto, wanted: Mapping[str, int]) -> bool:
-    """True if a graph is optimized to the wanted operators; not so if this runtime is too old for its operator set."""
+def _runs_as(graph: ModelProto, wanted: Mapping[str, int], *, may_be_refused: bool) -> bool:
+    """True if a graph is optimized to the wanted operators.
+
+    Args:
+        graph: An encoded one.
+        wanted: Operators of the plain one.
+        may_be_refused: True if its operator set was raised, for which this runtime may be too old.
+
+    Raises:
+        ConversionError: If ONNX Runtime refuses it though its operator set is that of the plain one.
+    """
     try:
         return optimized_operators(graph) == wanted
     except ConversionError:
-        return False
+        if may_be_refused:
+            return False
+        raise
 
 
 def _encoded(graph: ModelProto, opset: int) -> ModelProto:

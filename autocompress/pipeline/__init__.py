@@ -1,0 +1,21 @@
+"""From a plan to a record: what a search shares, how models are made, recovered and measured, and trials of it all."""
+
+from autocompress.pipeline.measuring import remeasure, score_test
+from autocompress.pipeline.models import build, build_architecture, finish, lower, settle, survey_architectures
+from autocompress.pipeline.trials import apply_plan, run_baseline, run_trial
+from autocompress.pipeline.workbench import Workbench
+
+__all__ = [
+    "Workbench",
+    "apply_plan",
+    "build",
+    "build_architecture",
+    "finish",
+    "lower",
+    "remeasure",
+    "run_baseline",
+    "run_trial",
+    "score_test",
+    "settle",
+    "survey_architectures",
+]

@@ -1,0 +1,198 @@
+"""From a plan to a record: build, screen, recover, export, compare, score, measure."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autocompress.artifact import Artifact
+from autocompress.data import head
+from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError
+from autocompress.formats import onnx_runtime, parity
+from autocompress.graph.inspect import used_layers
+from autocompress.measurement import Measurement
+from autocompress.pipeline.measuring import measure, values_of
+from autocompress.pipeline.models import build, finish, lower, settle, steps_of
+from autocompress.pipeline.recovering import forget_weights, recover_and_settle
+from autocompress.pipeline.workbench import Workbench
+from autocompress.plan import Plan
+from autocompress.profile import Protocol
+from autocompress.record import Record, Trial
+from autocompress.screen import Screen
+from autocompress.user_code import user_code
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import nn
+
+PARITY_SAMPLES = 32
+
+SCREEN_SAMPLES = 8
+
+QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
+"""How the untrained model is measured for screening: enough to tell 5 % apart."""
+
+
+def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> Record:
+    """Carry out a trial; whatever goes wrong in it becomes a failed record with the reason.
+
+    Args:
+        trial: The plan to try.
+        bench: Task, machine and run directory.
+        screen: What the plan has to beat before it is trained; None trains in any case.
+    """
+    clock = _Stopwatch()
+    try:
+        record = _run(trial, bench, screen, clock)
+    except (DeviceUnavailable, MeasurementError) as error:  # what was trained is kept for a resume
+        record = Record(trial, "failed", reason=f"{type(error).__name__}: {error}")
+    except AutocompressError as error:
+        forget_weights(bench, trial)
+        record = Record(trial, "failed", reason=f"{type(error).__name__}: {error}")
+    except MemoryError as error:
+        record = Record(trial, "failed", reason=f"out of memory: {error}")
+    return replace(record, seconds=clock.seconds, machine=platform.node())
+
+
+def run_baseline(trial: Trial, bench: Workbench) -> Record:
+    """Export, score and measure the original model; it becomes the reference of all measurements.
+
+    Raises:
+        TaskFailed: If the user's own code raises.
+        AutocompressError: If the model can't be exported, scored or measured.
+    """
+    clock = _Stopwatch()
+    _try_model(bench)
+    record = _run(trial, bench, None, clock)
+    return replace(record, seconds=clock.seconds, machine=platform.node())
+
+
+def _try_model(bench: Workbench) -> None:
+    """Run the original once as the user wrote it, so that what fails in it is told apart from a failed export.
+
+    Raises:
+        TaskFailed: If it does not take the example inputs.
+    """
+    predict, examples = parity.torch_predictor(bench.teacher), bench.task.examples
+    shapes = ", ".join(f"{array.dtype} {array.shape}" for array in examples)
+    user_code(lambda: predict(examples), f"running the model on its example inputs ({shapes})")
+
+
+def apply_plan(trial: Trial, bench: Workbench, output: Path) -> Record:
+    """Carry out one plan and move its model file to `output`.
+
+    Raises:
+        AutocompressError: Whatever makes the plan fail.
+    """
+    baseline = run_baseline(replace(trial, plan=Plan()), bench)
+    record = baseline if trial.plan.is_baseline else _run(trial, bench, None, _Stopwatch())
+    assert record.artifact is not None, "a trial that did not raise has an artifact"
+    shutil.copyfile(bench.directory / record.artifact.path, output)
+    return replace(record, artifact=Artifact.of(output))
+
+
+def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: _Stopwatch) -> Record:
+    plan, seed = trial.plan, trial.seed
+    with clock.stage("build"):
+        model = build(bench, plan.without_recovery(), seed)
+    if screen is not None and (plan.recovery.epochs or plan.recovery.sparsify_epochs):
+        with clock.stage("screen"):
+            reason, values = _screen(bench, model, plan, seed, screen)
+        if reason:
+            return Record(trial, "screened", reason=reason, values=values)
+    if plan.recovery.sparsify_epochs:
+        with clock.stage("sparsify"):
+            model = build(bench, plan, seed)
+    details = _facts(bench, model)
+    with clock.stage("recover"):
+        model, reached = recover_and_settle(bench, model, trial)
+        details |= reached
+    with clock.stage("export"):
+        model = finish(model, plan)
+        plain, graph = lower(model, plan, replace(bench.context, seed=seed))
+        path = bench.artifact_path(plan)
+        onnx_runtime.save(graph, path)
+    with clock.stage("parity"):
+        details |= _parity(bench, model, plain, graph)
+    with clock.stage("score"):
+        score = bench.task.score(onnx_runtime.predictor(path))
+    with clock.stage("measure"):
+        measurement = measure(bench, [Artifact.of(path)], None)[0]
+    forget_weights(bench, trial)
+    values = {bench.task.the_metric.name: score, **values_of(measurement, path, screen)}
+    artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
+    notes = _notes(plan, measurement)
+    return Record(trial, "complete", "", values, artifact, measurement, {}, notes, details)
+
+
+def _screen(bench: Workbench, model: nn.Module, plan: Plan, seed: int, screen: Screen) -> tuple[str, dict[str, float]]:
+    """Measure the untrained model: its speed and size are those of the trained one."""
+    few = head(bench.context.calibration, SCREEN_SAMPLES)  # ranges change no speed
+    model = finish(settle(bench, copy.deepcopy(model), plan, seed), plan)
+    _, graph = lower(model, plan, replace(bench.context, calibration=few, seed=seed))
+    path = bench.directory / "artifacts" / f"{plan.digest}.screen.onnx"
+    onnx_runtime.save(graph, path)
+    try:
+        measurement = measure(bench, [Artifact.of(path)], QUICK)[0]
+        values = values_of(measurement, path, screen)
+    finally:
+        path.unlink(missing_ok=True)
+    return screen.verdict(values), values
+
+
+def _parity(bench: Workbench, model: nn.Module, plain: ModelProto, graph: ModelProto) -> dict[str, float]:
+    """Hold the export against torch, and the lowered graph against the export.
+
+    Raises:
+        ConversionError: If they differ by more than rounding.
+    """
+    inputs = head(bench.task.split("validation"), PARITY_SAMPLES).samples.inputs
+    size = len(bench.task.examples[0])
+    exported = onnx_runtime.predictor(plain)
+    first = parity.compare(parity.torch_predictor(model), exported, inputs, batch_size=size)
+    parity.require(first, parity.FLOAT_TOLERANCE, "ONNX export against torch")
+    if graph is plain:
+        return {"export_error": first.relative_error}
+    second = parity.compare(exported, onnx_runtime.predictor(graph), inputs, batch_size=size)
+    parity.require(second, parity.INTEGER_TOLERANCE, "compressed graph against its float export")
+    return {
+        "export_error": first.relative_error,
+        "lowering_error": second.relative_error,
+        "lowering_agreement": second.agreement,
+    }
+
+
+def _facts(bench: Workbench, model: nn.Module) -> dict[str, float]:
+    from autocompress.graph.attention import expand_attention
+
+    layers = used_layers(expand_attention(copy.deepcopy(model)), bench.task.examples)  # counted alike for all plans
+    return {"parameters": sum(layer.parameters for layer in layers), "macs": sum(layer.macs for layer in layers)}
+
+
+def _notes(plan: Plan, measurement: Measurement) -> tuple[str, ...]:
+    wanted = any(method.wants_integer_kernels(settings) for method, settings in steps_of(plan))
+    if wanted and not measurement.integer_nodes:
+        return ("no integer kernel ran on this machine: the gain is size alone",)
+    return ()
+
+
+class _Stopwatch:
+    """Wall time by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
