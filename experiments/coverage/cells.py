@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from autocompress.data import Array, Split, as_split
 from autocompress.devices.detection import detect_profile
@@ -16,24 +15,58 @@ from autocompress.formats import onnx_export, onnx_runtime, parity
 from autocompress.formats.parity import Parity
 from autocompress.graph.attention import expand_attention
 from autocompress.graph.inspect import layer_view, used_layers
+from autocompress.graph.view import LayerView
 from autocompress.methods import METHODS, Context
 from autocompress.plan import Scalar, Settings
+from autocompress.profile import HardwareProfile
 from autocompress.space import MethodSpace, policy_suggest
 from autocompress.task import Predict
 from experiments.coverage.architectures import Architecture, build
 
-CELLS: Mapping[str, tuple[str, Mapping[str, tuple[Scalar, ...]]]] = {
-    "half the channels or heads": ("channel_pruning", {"pruning_ratio": (0, 0.5)}),
-    "int8": ("quantization", {"precision": ("fp32", "int8", "dynamic_int8", "weight_only")}),
-    "half rank": ("low_rank", {"rank_ratio": (0, 0.5)}),
+Change = Callable[[LayerView, HardwareProfile], Settings]
+
+
+def half_the_channels(view: LayerView, profile: HardwareProfile) -> Settings:
+    """Half of the channels or heads of every group."""
+    return _proposed("channel_pruning", "pruning_ratio", (0, 0.5), view, profile)
+
+
+def half_the_rank(view: LayerView, profile: HardwareProfile) -> Settings:
+    """Half of the full rank, of every layer whose factors are smaller then."""
+    return _proposed("low_rank", "rank_ratio", (1, 0.5), view, profile)
+
+
+def all_int8(view: LayerView, profile: HardwareProfile) -> Settings:
+    """Every convolution and linear layer on integers, also where a search would not offer it since float is faster."""
+    del profile
+    return {layer.name: {"precision": "int8"} for layer in view.layers if layer.kind in ("conv", "linear")}
+
+
+def _proposed(
+    method: str, parameter: str, values: tuple[Scalar, ...], view: LayerView, profile: HardwareProfile
+) -> Settings:
+    policy = policy_suggest({f"{method}/{parameter}": values[-1]})
+    space = MethodSpace({parameter: values})
+    return METHODS[method]().propose(view, lambda name, knob: policy(f"original/{name}", knob), space, profile)
+
+
+CELLS: Mapping[str, tuple[str, Change]] = {
+    "half the channels or heads": ("channel_pruning", half_the_channels),
+    "int8": ("quantization", all_int8),
+    "half rank": ("low_rank", half_the_rank),
 }
-"""Cell to its method and what the space offers; every layer takes the last value that it has."""
+"""Cell to its method and what it is told."""
 
 EXPORT_ERROR = 1e-3
 """Largest difference of a float graph from torch, relative to the largest output."""
 
-KERNEL_STEPS = 2
-"""Steps of an 8-bit output that integer kernels may be away from the rounding that the graph describes."""
+KERNEL_FACTOR, KERNEL_ERROR = 2.0, 0.02
+"""How much farther than the rounding that a graph describes its integer kernels may be from the float graph, and the
+relative error that is no matter in any case.
+
+Kernels round halves another way at times, and through fifty layers of random weights one step off becomes many; an
+error twice as large does not come from that.
+"""
 
 
 @dataclass(frozen=True)
@@ -81,19 +114,11 @@ def try_cell(architecture: Architecture, cell: str) -> Outcome:
 
 
 def _compress(architecture: Architecture, cell: str) -> dict[str, object]:
-    name, parameters = CELLS[cell]
+    name, change = CELLS[cell]
     model, examples = expand_attention(build(architecture)), architecture.examples()
     profile = detect_profile()
-    method, view = METHODS[name](), layer_view(model, examples)
-    policy = policy_suggest({f"{name}/{parameter}": values[-1] for parameter, values in parameters.items()})
-    if name == "quantization":
-        settings: Settings = {
-            layer.name: {"precision": "int8"} for layer in view.layers if layer.kind in ("conv", "linear")
-        }
-    else:
-        settings = method.propose(
-            view, lambda knob_name, knob: policy(f"original/{knob_name}", knob), MethodSpace(parameters), profile
-        )
+    method = METHODS[name]()
+    settings = change(layer_view(model, examples), profile)
     if not settings:
         raise InfeasiblePlan(f"{name} finds nothing to act on")
     context = Context(examples, _calibration(examples), profile)
@@ -102,15 +127,12 @@ def _compress(architecture: Architecture, cell: str) -> dict[str, object]:
     plain = onnx_export.export(changed, examples)
     graph = method.lower(plain, settings, context)
     first = _apart(parity.torch_predictor(changed), onnx_runtime.predictor(plain), examples)
-    last, kernels = first, None
-    if graph is not plain:
-        last = _apart(onnx_runtime.predictor(plain), onnx_runtime.predictor(graph), examples)
-        kernels = _apart(
-            onnx_runtime.predictor(graph, optimized=False),
-            onnx_runtime.predictor(graph, without=[onnx_runtime.ROUNDS_FLOAT_LAYERS]),
-            examples,
-        )
-    wrong = _faults(first, last, kernels)
+    floats = onnx_runtime.predictor(plain)
+    last, described = (
+        _apart(floats, onnx_runtime.predictor(graph, optimized=optimized), examples) for optimized in (True, False)
+    )
+    parity.require(last, parity.INTEGER_TOLERANCE, "the integer graph")  # as the pipeline does
+    wrong = _faults(first, last, described)
     before, after = used_layers(model, examples), used_layers(changed, examples)
     return {
         "status": "wrong" if wrong else "equal",
@@ -126,22 +148,22 @@ def _apart(wanted: Predict, got: Predict, examples: tuple[Array, ...]) -> Parity
     return parity.compare(wanted, got, examples, batch_size=1)
 
 
-def _faults(exported: Parity, lowered: Parity, kernels: Parity | None) -> str:
+def _faults(exported: Parity, lowered: Parity, described: Parity) -> str:
     """What is wrong with a graph; empty if nothing is.
 
     Args:
         exported: The float graph against torch.
-        lowered: The graph with integers against it, whose error is that of the rounding: networks of random weights
-            have no margins, so only what the pipeline refuses is wrong.
-        kernels: Integer kernels against the rounding that the graph describes; None without integers.
+        lowered: The graph with integers, on kernels, against the float graph.
+        described: The same carried out as it is written, rounding on floats.
     """
     faults = []
     if not exported.relative_error <= EXPORT_ERROR:
         faults.append(f"the export differs from torch by {exported.relative_error:.2g}")
-    if not lowered.relative_error <= parity.INTEGER_TOLERANCE:
-        faults.append(f"the integer graph differs from the export by {lowered.relative_error:.2g}")
-    if kernels is not None and not kernels.steps <= KERNEL_STEPS:
-        faults.append(f"integer kernels are {kernels.steps:.1f} steps from what the graph describes")
+    if not lowered.relative_error <= max(KERNEL_ERROR, KERNEL_FACTOR * described.relative_error):
+        faults.append(
+            f"integer kernels err by {lowered.relative_error:.2g}, the rounding they stand for by "
+            f"{described.relative_error:.2g}"
+        )
     return "; ".join(faults)
 
 
@@ -154,6 +176,5 @@ def _calibration(examples: tuple[Array, ...]) -> Split:
         else np.concatenate([rng.permutation(array.ravel()).reshape(array.shape) for _ in range(8)])
         for array in examples
     ]
-    torch.manual_seed(0)
     inputs = columns[0] if len(columns) == 1 else tuple(columns)
     return as_split((inputs, np.zeros(8, np.int64)), "calibration")

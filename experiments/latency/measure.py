@@ -1,6 +1,7 @@
 """Latency and size of networks that each method has changed, all measured in one run beside fp32.
 
-python experiments/latency/measure.py [--hardware NAME]
+python experiments/latency/measure.py [--hardware NAME] [--records FILE]
+python experiments/latency/measure.py --show                                # the table of the records
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from autocompress.devices import resolve_profile
 from autocompress.formats import onnx_runtime
 from autocompress.graph.inspect import layer_view
 from autocompress.pipeline import Workbench, build, build_architecture, finish, lower, settle
+from autocompress.serialization import from_json, to_json, write_atomically
 from autocompress.task import Task
 from experiments.methods.settings import (
     CODEBOOK,
@@ -89,28 +92,71 @@ def artifacts(bench: Workbench, settings: Mapping[str, Setting]) -> Iterator[tup
         yield name, Artifact.of(path)
 
 
-def measure(title: str, bench: Workbench, settings: Mapping[str, Setting]) -> None:
-    """Print a line for each setting, all measured interleaved in one process."""
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        network, setting: Which.
+        size_bytes: Of the file.
+        latency_ratio, latency_ratio_interval: To fp32, with the 95 % interval.
+        integer_nodes: That ran on integer kernels.
+        machine: Processor and runtime.
+        versions: Of the packages.
+    """
+
+    network: str
+    setting: str
+    size_bytes: int
+    latency_ratio: float
+    latency_ratio_interval: tuple[float, float]
+    integer_nodes: int
+    machine: str
+    versions: Mapping[str, str]
+
+
+def measure(network: str, bench: Workbench, settings: Mapping[str, Setting]) -> Iterator[Row]:
+    """Every setting, all measured interleaved in one process."""
     made = dict(artifacts(bench, settings))
     found = bench.device.measure(list(made.values()), bench.reference, examples=bench.task.examples)
-    print(f"\n{title}: {found[0].machine}\n")
-    print("| network | KiB | latency / fp32 | integer nodes |\n| --- | --: | --: | --: |")
+    versions = {package: version(package) for package in ("autocompress", "torch", "onnx", "onnxruntime")}
     for (name, artifact), one in zip(made.items(), found, strict=True):
-        low, high = one.latency_ratio_interval
-        size = Path(artifact.path).stat().st_size / 1024
-        print(f"| {name} | {size:.0f} | {one.latency_ratio:.2f} ({low:.2f}-{high:.2f}) | {one.integer_nodes} |")
+        size = Path(artifact.path).stat().st_size
+        ratio, interval = one.latency_ratio, one.latency_ratio_interval
+        yield Row(network, name, size, ratio, interval, one.integer_nodes, one.machine, versions)
+
+
+def measure_all(hardware: str) -> tuple[Row, ...]:
+    """Both networks."""
+    profile = resolve_profile(hardware)
+    with tempfile.TemporaryDirectory() as folder:
+        resnet = random_task("resnet20", CifarResNet, (3, 32, 32))
+        encoder = random_task("encoder", Encoder, (128, 256))
+        return (
+            *measure("ResNet-20", Workbench(resnet, profile, Path(folder) / "resnet20"), RESNET),
+            *measure("encoder", Workbench(encoder, profile, Path(folder) / "encoder"), ENCODER),
+        )
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the rows as markdown."""
+    print("| network | setting | KiB | latency / fp32 | integer nodes |\n| --- | --- | --: | --: | --: |")
+    for row in rows:
+        low, high = row.latency_ratio_interval
+        latency = f"{row.latency_ratio:.2f} ({low:.2f}-{high:.2f})"
+        print(f"| {row.network} | {row.setting} | {row.size_bytes / 1024:.0f} | {latency} | {row.integer_nodes} |")
 
 
 def main() -> None:
-    """Measure both networks."""
+    """Measure and record, or show what is recorded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hardware", default="local", help="a hardware profile")
-    profile = resolve_profile(parser.parse_args().hardware)
-    with tempfile.TemporaryDirectory() as folder:
-        resnet = random_task("resnet20", CifarResNet, (3, 32, 32))
-        measure("ResNet-20", Workbench(resnet, profile, Path(folder) / "resnet20"), RESNET)
-        encoder = random_task("encoder", Encoder, (128, 256))
-        measure("Encoder", Workbench(encoder, profile, Path(folder) / "encoder"), ENCODER)
+    parser.add_argument("--records", type=Path, default=Path(__file__).parent / "records.json")
+    parser.add_argument("--show", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    if not options.show:
+        write_atomically(options.records, to_json(measure_all(options.hardware), indent=1).encode())
+    show(from_json(tuple[Row, ...], options.records.read_text()))
 
 
 if __name__ == "__main__":

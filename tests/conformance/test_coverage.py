@@ -21,12 +21,19 @@ SAMPLE = (
 )
 
 
+REFUSED = {("GPT2LMHeadModel", "half rank")}
+"""Cells that have nothing to act on: GPT-2's own layers are no linear layers of torch."""
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", SAMPLE)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers")
 def test_real_architectures_are_compressed_and_equal_or_refused_with_a_reason(name: str, cell: str) -> None:
     outcome = try_cell(architectures()[name], cell)
-    assert outcome.status == "equal" or (outcome.status == "refused" and outcome.reason), outcome
-    if cell == "half the channels or heads":
-        assert outcome.status == "equal", outcome.reason
+    if (name, cell) in REFUSED:
+        assert (outcome.status, outcome.reason) == ("refused", "InfeasiblePlan: low_rank finds nothing to act on")
+        return
+    assert outcome.status == "equal", outcome.reason
+    assert outcome.layers
+    if cell != "int8":
         assert outcome.parameters < 0.95
