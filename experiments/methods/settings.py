@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from autocompress.graph.view import LayerView
@@ -112,7 +112,7 @@ SETTINGS: Mapping[str, Setting] = {
     "int8": Setting("cifar10", (INT8,), most_drop=0.3),
     "w4a8": Setting("cifar10", (W4A8, EDGES_W8), taught(2, 0.001), most_drop=0.8),
     "codebook_16": Setting("cifar10", (CODEBOOK,), taught(1, 0.001), most_drop=0.3),
-    "sparse_80": Setting("cifar10", (SPARSE,), taught(3, 0.001), most_drop=1.0),
+    "sparse_80": Setting("cifar10", (SPARSE,), replace(taught(3, 0.004), feature_weight=1.0), most_drop=1.0),
     "half_macs": Setting("cifar10", (INNER, ONE_NARROWER), taught(10, 0.003), most_drop=2.0),
     "spatial_half_rank": Setting("cifar10", (SPATIAL,), taught(3, 0.003), most_drop=1.0),
     "half_width_taught": Setting("cifar10", (), taught(20, 0.01), "half_width", seeds=3),
