@@ -74,7 +74,8 @@ STAGE_3_W3 = ("quantization", space(("layer3*",), precision=("fp32", "int8"), bi
 DYNAMIC = ("quantization", space(precision=("fp32", "dynamic_int8"), bits=(8,)))
 EMBEDDING_W8 = ("quantization", space(("words",), precision=("fp32", "weight_only"), bits=(8,)))
 CODEBOOK = ("clustering", space(exclude=("*shortcut*",), bits=(32, 4)))
-SPARSE = ("sparsity", space(exclude=("conv1", "linear", "*shortcut*"), sparsity=(0.0, 0.8)))
+SPARSE_80 = ("sparsity", space(exclude=("conv1", "linear", "*shortcut*"), sparsity=(0.0, 0.8)))
+SPARSE_75 = ("sparsity", space(exclude=("conv1", "linear", "*shortcut*"), sparsity=(0.0, 0.75)))
 INNER = ("channel_pruning", space(("layer*.conv1",), pruning_ratio=(0.0, 0.5)))
 ONE_NARROWER = ("channel_pruning", space(("layer1.2.conv1",), pruning_ratio=(0.0, 0.75)))
 """Stem and shortcuts keep their channels, so half of those inside the blocks is 0.51 of the MACs."""
@@ -98,28 +99,33 @@ def taught(epochs: int, learning_rate: float, keep: Kept = "last") -> Recovery:
     return Recovery(epochs, learning_rate, temperature=4.0, alpha=0.1, keep=keep)
 
 
+def looked_at(epochs: int) -> Recovery:
+    """The same with inner layers taught too, and a higher rate: what zeros need."""
+    return replace(taught(epochs, 0.004), feature_weight=1.0)
+
+
 def untaught(epochs: int, learning_rate: float) -> Recovery:
     """Training on the true classes alone."""
     return Recovery(epochs, learning_rate, alpha=1.0, keep="last")
 
 
-def small(*parts: tuple[str, MethodSpace], epochs: int) -> Setting:
+def small(recovery: Recovery, *parts: tuple[str, MethodSpace]) -> Setting:
     """A plan of several methods that is to take a twelfth of the bytes."""
-    return Setting("cifar10", parts, taught(epochs, 0.003), most_drop=1.0, least_size_factor=12)
+    return Setting("cifar10", parts, recovery, most_drop=1.0, least_size_factor=12)
 
 
 SETTINGS: Mapping[str, Setting] = {
     "int8": Setting("cifar10", (INT8,), most_drop=0.3),
     "w4a8": Setting("cifar10", (W4A8, EDGES_W8), taught(2, 0.001), most_drop=0.8),
     "codebook_16": Setting("cifar10", (CODEBOOK,), taught(1, 0.001), most_drop=0.3),
-    "sparse_80": Setting("cifar10", (SPARSE,), replace(taught(3, 0.004), feature_weight=1.0), most_drop=1.0),
+    "sparse_80": Setting("cifar10", (SPARSE_80,), looked_at(3), most_drop=1.0),
     "half_macs": Setting("cifar10", (INNER, ONE_NARROWER), taught(10, 0.003), most_drop=2.0),
     "spatial_half_rank": Setting("cifar10", (SPATIAL,), taught(3, 0.003), most_drop=1.0),
     "half_width_taught": Setting("cifar10", (), taught(20, 0.01), "half_width", seeds=3),
     "half_width_untaught": Setting("cifar10", (), untaught(20, 0.01), "half_width", seeds=3),
-    "small_low_rank_w4a8": small(SPATIAL, W4A8, EDGES_W8, epochs=24),
-    "small_fewer_blocks_w4w3a8": small(FEWEST, W4A8, STAGE_3_W3, EDGES_W8, epochs=24),
-    "small_sparse_codebook": small(SPARSE, CODEBOOK, epochs=12),
+    "small_low_rank_w4a8": small(taught(24, 0.003), SPATIAL, W4A8, EDGES_W8),
+    "small_fewer_blocks_w4w3a8": small(taught(24, 0.003), FEWEST, W4A8, STAGE_3_W3, EDGES_W8),
+    "small_sparse_w4a8": small(looked_at(12), SPARSE_75, W4A8, EDGES_W8),
     "fast_fewer_blocks_int8": Setting(
         "cifar10", (FEWER, INT8), taught(16, 0.003), most_drop=1.0, most_latency_ratio=0.33
     ),
