@@ -125,7 +125,7 @@ SETTINGS: Mapping[str, Setting] = {
     "half_width_untaught": Setting("cifar10", (), untaught(20, 0.01), "half_width", seeds=3),
     "small_low_rank_w4a8": small(taught(24, 0.003), SPATIAL, W4A8, EDGES_W8),
     "small_fewer_blocks_w4w3a8": small(taught(24, 0.003), FEWEST, W4A8, STAGE_3_W3, EDGES_W8),
-    "small_sparse_w4a8": small(looked_at(12), SPARSE_75, W4A8, EDGES_W8),
+    "small_sparse_w4a8": small(looked_at(20), SPARSE_75, W4A8, EDGES_W8),
     "fast_fewer_blocks_int8": Setting(
         "cifar10", (FEWER, INT8), taught(16, 0.003), most_drop=1.0, most_latency_ratio=0.33
     ),

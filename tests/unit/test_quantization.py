@@ -443,10 +443,12 @@ def chosen(layer: Layer, kernels: tuple[str, ...], space: MethodSpace, **answers
     return dict(Quantization().propose(view, suggest, space, profile).get(layer.name, {}))
 
 
-def test_bits_are_asked_with_a_precision_and_others_where_the_space_names_them() -> None:
+def test_bits_and_other_parameters_are_asked_where_the_space_names_them() -> None:
     layer, kernels = Layer("fc", "linear", 1, 64, (8, 8)), ("int8",)
     assert chosen(layer, kernels, MethodSpace(), bits=4) == {}
-    assert chosen(layer, kernels, MethodSpace(), precision="int8", bits=4) == {"precision": "int8", "bits": 4}
+    assert chosen(layer, kernels, MethodSpace(), precision="int8", bits=4) == {"precision": "int8"}
+    several = MethodSpace({"bits": (8, 4)})
+    assert chosen(layer, kernels, several, precision="int8", bits=4) == {"precision": "int8", "bits": 4}
     assert chosen(layer, kernels, MethodSpace(), precision="int8", scales="learned") == {"precision": "int8"}
     space = MethodSpace({"scales": ("observed", "learned"), "bits": (8,), "calibration": ("mse",)})
     wanted = {"precision": "int8", "scales": "learned", "calibration": "mse"}
