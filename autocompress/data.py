@@ -179,7 +179,7 @@ def spread(split: Split, count: int, seed: int = 0) -> ArraySplit:
     """
     if isinstance(split, LoaderSplit):
         return head(split, count)
-    return ArraySplit(_concatenate([next(iter(split.batches(count, seed=seed)))]))
+    return ArraySplit(next(iter(split.batches(count, seed=seed))))
 
 
 def _require_finite(batch: Batch, name: str) -> None:

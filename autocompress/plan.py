@@ -92,10 +92,9 @@ class Recovery:
 
     def _check_training(self) -> None:
         if self.epochs < 0 or self.learning_rate <= 0 or self.temperature <= 0 or not 0 <= self.alpha <= 1:
-            given = (self.epochs, self.learning_rate, self.temperature, self.alpha)
             raise InvalidInput(
-                "recovery: epochs {}, learning_rate {}, temperature {}, alpha {}; expected epochs >= 0, "
-                "learning_rate > 0, temperature > 0 and alpha in [0, 1]".format(*given)
+                f"recovery: epochs {self.epochs}, learning_rate {self.learning_rate}, temperature {self.temperature}, "
+                f"alpha {self.alpha}; expected epochs >= 0, learning_rate > 0, temperature > 0 and alpha in [0, 1]"
             )
         if self.feature_weight < 0:
             raise InvalidInput(f"recovery: feature_weight {self.feature_weight}; expected a number >= 0")

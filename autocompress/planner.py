@@ -160,8 +160,9 @@ def policy_plans(
     first = space.policies[0] if space.policies else {}
     own = tuple({**first, "architecture": name} for name in students) if space.students else ()
     for policy in (*space.policies, *own):
-        answers, candidate = _answered(policy, plan)
-        if not _unmet(policy, answers, candidate):
+        answers: dict[str, Scalar] = {}
+        candidate = plan(record_answers(policy_suggest(policy), answers))
+        if not _unmet(policy, candidate):
             found.setdefault(candidate.digest, (answers, candidate))
     return tuple(found.values())
 
@@ -170,18 +171,13 @@ def policies_left_out(space: SearchSpace, plan: Planner) -> dict[str, str]:
     """The policies of a space that mean nothing for this model and machine, each with the part that no layer takes."""
     missing = {}
     for policy in space.policies:
-        unmet = _unmet(policy, *_answered(policy, plan))
+        unmet = _unmet(policy, plan(policy_suggest(policy)))
         if unmet:
             missing[", ".join(f"{key}: {value}" for key, value in policy.items())] = unmet
     return missing
 
 
-def _answered(policy: Mapping[str, Scalar], plan: Planner) -> tuple[dict[str, Scalar], Plan]:
-    answers: dict[str, Scalar] = {}
-    return answers, plan(record_answers(policy_suggest(policy), answers))
-
-
-def _unmet(policy: Mapping[str, Scalar], answers: Mapping[str, Scalar], candidate: Plan) -> str:
+def _unmet(policy: Mapping[str, Scalar], candidate: Plan) -> str:
     """The first part of a policy that nothing in its plan comes from; empty if there is none.
 
     Numbers are met by the nearest that a layer offers, words and truth values by themselves alone.

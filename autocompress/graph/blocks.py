@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autocompress.data import Array
 from autocompress.errors import InfeasiblePlan, did_you_mean
 from autocompress.graph.inspect import replace, used_layers
-from autocompress.graph.running import output_shapes
+from autocompress.graph.running import inputs_of, output_shapes
 from autocompress.graph.view import Block
 
 ADDITION = "AddBackward"
@@ -127,7 +127,7 @@ def _calls(model: nn.Module, examples: tuple[Array, ...]) -> dict[str, _Call]:
     traced = copy.deepcopy(model).eval()
     for parameter in traced.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    inputs = [torch.from_numpy(array.copy()) for array in examples]
+    inputs = inputs_of(traced, examples)
     watch = _Watch(traced)
     try:
         with torch.enable_grad():

@@ -385,13 +385,11 @@ def _trace_probe(model: nn.Module, examples: tuple[Array, ...]) -> tuple[nn.Modu
     The copy computes in doubles, so that a wrong channel shows even where its effect is small, or in single precision
     if the model's code insists on it.
     """
-    import torch
 
-    from autocompress.graph.running import inference
+    from autocompress.graph.running import inference, inputs_of
     from autocompress.graph.tracing import trace
 
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    single = tuple(torch.from_numpy(array.copy()).to(device) for array in _noisy(examples))
+    single = inputs_of(model, _noisy(examples))
     double = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in single)
     probe = _lively(copy.deepcopy(model))
     for candidate, inputs in ((copy.deepcopy(probe).double(), double), (probe, single)):

@@ -60,8 +60,15 @@ def hold(model: nn.Module, module: nn.Module, constraint: Constraint, parameter:
 def is_free(module: nn.Module, parameter: str = "weight") -> bool:
     """True if a weight is a parameter with nothing but our constraints on it; not so with weight norm and the like."""
     if parametrize.is_parametrized(module, parameter):
-        return all(isinstance(one, Constraint) for one in module.parametrizations[parameter])  # type: ignore[index]
+        return all(isinstance(one, Constraint) for one in parametrizations_of(module, parameter))
     return parameter in dict(module.named_parameters(recurse=False, remove_duplicate=False))
+
+
+def parametrizations_of(module: nn.Module, parameter: str = "weight") -> tuple[nn.Module, ...]:
+    """What the free weight goes through on its way to the layer, constraints and the user's own, in their order."""
+    if not parametrize.is_parametrized(module, parameter):
+        return ()
+    return tuple(module.parametrizations[parameter])  # type: ignore[index]
 
 
 def free_weight(module: nn.Module, parameter: str = "weight") -> nn.Parameter:

@@ -8,11 +8,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from autocompress.data import Array
 from autocompress.errors import InfeasiblePlan
-from autocompress.graph.constraints import Constraint, hold
+from autocompress.graph.constraints import Constraint, hold, parametrizations_of
 from autocompress.graph.grids import Layout, fit, is_clustered
 from autocompress.graph.inspect import weighted_modules
 from autocompress.graph.ranges import LEVELS, Range, scale_and_zero
@@ -176,7 +175,7 @@ def quantize_weights(
     for module, parameter, axis in list(quantizable_weights(model, name)):
         weight = getattr(module, parameter)
         form = layout(axis)
-        known = next((one for one in _held(module, parameter) if isinstance(one, FakeQuantized)), None)
+        known = next((one for one in parametrizations_of(module, parameter) if isinstance(one, FakeQuantized)), None)
         if known is not None:
             if known.is_like(form, bits, symmetric=symmetric, learned=learned):
                 continue
@@ -185,12 +184,6 @@ def quantize_weights(
                 "give both the same, or leave one of them out"
             )
         hold(model, module, FakeQuantized(weight, form, bits, symmetric=symmetric, learned=learned), parameter)
-
-
-def _held(module: nn.Module, parameter: str) -> Iterator[nn.Module]:
-    """What a weight of a module goes through."""
-    if parametrize.is_parametrized(module, parameter):
-        yield from module.parametrizations[parameter]  # type: ignore[index]
 
 
 def quantize_inputs(

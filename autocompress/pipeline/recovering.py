@@ -36,7 +36,7 @@ def recover_and_settle(bench: Workbench, model: nn.Module, trial: Trial) -> tupl
 
     A plan that both changes the structure and restricts values is trained twice: first with batch norms and free
     values, then, in the last `LATE_SHARE` of its epochs, folded and held to its values. Each phase leaves the weights
-    of its best epoch, or those it began with if none is better.
+    of its best epoch, or those it began with if none is better, unless the plan keeps the last epoch's.
     """
     from autocompress.recovery import recalibrate
 
