@@ -24,9 +24,10 @@ from autocompress.duration import parse_duration
 from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
 from autocompress.executors import EXECUTORS, TrialExecutor
 from autocompress.interrupts import Interrupts
+from autocompress.landscapes import landscape
 from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
 from autocompress.measurement import Measurement
-from autocompress.objective import MEASURED, Constraint, Direction, make_objectives, parse_constraints
+from autocompress.objective import MEASURED, Constraint, Direction, Objective, make_objectives, parse_constraints
 from autocompress.plan import Plan
 from autocompress.planner import planner, policies_left_out, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
@@ -49,6 +50,9 @@ DEFAULT_BUDGET = "15m"
 TRIALS_IN_BUDGET = 40
 """Trials with recovery that "auto" epochs let fit into a budget."""
 
+FULL_TRAININGS = 8
+"""The same for strategies that begin with little training and prolong that of the best."""
+
 EPOCHS = (2, 40)
 """Fewest and most epochs that "auto" gives."""
 
@@ -63,7 +67,7 @@ def search(
     trials: int | None = None,
     space: str | SearchSpace = "joint",
     hardware: str | HardwareProfile = "local",
-    strategy: str = "tpe",
+    strategy: str = "guided",
     objectives: Sequence[str] = (),
     constraints: Sequence[str] = (),
     max_drop: float | None = None,
@@ -82,7 +86,8 @@ def search(
         trials: Largest number of trials beside the baseline.
         space: A shipped search space by name, a path to a YAML file, or a `SearchSpace`.
         hardware: "local", a shipped profile by name, a path to a YAML file, or a `HardwareProfile`.
-        strategy: "tpe", "nsga2" or "random"; all try the uniform policies of the space first.
+        strategy: "guided" (sensitivities, models and a solver), or one of Optuna's samplers over all knobs: "tpe",
+            "nsga2" or "random". All try uniform policies of the space first.
         objectives: Names of the metric, `latency_ms`, `size_bytes`, `peak_memory_bytes`; by default the first three.
         constraints: Such as "latency_ms<=5", "size_bytes<=0.3x", "accuracy>=baseline-1%".
         max_drop: Largest loss of the metric against the baseline that a model of the front may have: in points
@@ -186,7 +191,8 @@ def resume(
         if torn:
             directory.log(f"records.jsonl ended in a line cut short ({torn} bytes); set aside in records.jsonl.torn")
         beat = directory.heartbeat
-        spent_s = max((record.ended_s for record in directory.records()), default=0.0)
+        ended_s = [record.ended_s for record in directory.records()]
+        spent_s = max((*ended_s, *(entry.ended_s for entry in directory.sensitivities())), default=0.0)
         clock = Clock(max(beat.elapsed_s, spent_s) if beat else spent_s, started)
         task = config.task_reference if task is None else task
         with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
@@ -395,10 +401,20 @@ class _Session:
             constraints=config.constraints,
             seed=config.seed,
             journal=self._directory.path / "study.journal",
+            metric=Objective(config.metric, config.direction),
+            is_percentage=config.is_percentage,
+            landscapes={
+                name: landscape(config.space, plan, view, config.profile) for name, view in self._survey.models.items()
+            },
+            epoch_s=self._survey.epoch_s,
+            budget_s=config.budget_s,
+            workers=config.workers,
         )
         strategy = STRATEGIES[config.strategy](problem)
         for record in sorted(self._directory.records(), key=lambda record: record.number):
             strategy.tell(record)
+        for entry in self._directory.sensitivities():
+            strategy.note(entry)
         loop = SearchLoop(
             directory=self._directory,
             strategy=strategy,
@@ -419,6 +435,7 @@ class _Session:
         assignment, pool = self._assignment(config), self._pool
         return Calls(
             run=lambda trial, screen: pool.submit(worker.run, assignment, trial, screen),
+            look=lambda probe: pool.submit(worker.look, assignment, probe),
             test_score=lambda record: pool.submit(worker.test_score, assignment, record),
             remeasure=lambda records, latency_ms, each_s: pool.submit(
                 worker.measure_together, assignment, records, latency_ms, each_s
@@ -540,11 +557,16 @@ def _drop_constraint(max_drop: float, description: Description) -> str:
 
 
 def _auto_epochs(config: RunConfig, epoch_s: float) -> int:
-    """Epochs of recovery with which about 30 trials fit into the budget."""
+    """Epochs of a full recovery.
+
+    A strategy with rungs gives them to a few models alone, others give them to all that are trained.
+    """
     low, high = EPOCHS
+    rungs = STRATEGIES[config.strategy].has_rungs
     if config.budget_s is None:
-        return 8
-    each_s = 0.6 * config.budget_s * config.workers / TRIALS_IN_BUDGET
+        return 9 if rungs else 8
+    trained = FULL_TRAININGS if rungs else TRIALS_IN_BUDGET
+    each_s = 0.6 * config.budget_s * config.workers / trained
     return int(min(high, max(low, each_s / (1.5 * epoch_s))))
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
 from autocompress.interrupts import Interrupts
 from autocompress.measurement import Measurement
+from autocompress.plan import Plan
 from autocompress.point import current_front, point_name
+from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Confirmation, Record, Trial
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus, is_disk_full
 from autocompress.screen import Screen
@@ -29,6 +31,9 @@ MOST_CPU_S = 1.5
 GRACE_S = 10.0
 """Seconds by which confirming the front may go beyond the budget, where scoring takes longer than the trials said."""
 
+PROBE_S = 5.0
+"""Seconds that looking at a change may take, before one has been looked at."""
+
 REPORT_S = 2.0
 """Seconds kept for the report and for ending the processes."""
 
@@ -41,12 +46,14 @@ class Calls:
 
     Args:
         run: Carry out a trial.
+        look: Look at a single change.
         test_score: Score a finished model on the test split.
         remeasure: Measure finished models together: records, the baseline's latency, CPU seconds for each.
         kill: Drop all running work.
     """
 
     run: Callable[[Trial, Screen], Future[Record]]
+    look: Callable[[Probe], Future[Sensitivity]]
     test_score: Callable[[Record], Future[dict[str, float]]]
     remeasure: Callable[[tuple[Record, ...], float, float], Future[Remeasured]]
     kill: Callable[[], None]
@@ -102,7 +109,7 @@ class TrialTimes:
             return
         recover_s = record.seconds.get("recover", 0.0)
         self._fixed.append(record.elapsed_s - recover_s)
-        epochs = record.plan.recovery.epochs * record.trial.fidelity
+        epochs = record.plan.recovery.epochs
         if epochs:
             scales = self._scale.setdefault(record.plan.architecture, [])
             scales.append(recover_s / (self._epoch_s * epochs))
@@ -143,7 +150,9 @@ class SearchLoop:
         self._records = list(directory.records())
         self._confirmations = list(directory.confirmations())
         self._running: dict[Future[Record], Trial] = {}
-        self._waiting: Trial | None = None
+        self._looking: dict[Future[Sensitivity], Probe] = {}
+        self._looked = list(directory.sensitivities())
+        self._waiting: Trial | Probe | None = None
         self._phase: Phase = "searching"
         self._baseline = next(record for record in self._records if record.number == 0)
         self._points = directory.write_front(self._records, self._confirmations)
@@ -172,12 +181,12 @@ class SearchLoop:
         """Start and collect trials; returns why it ended."""
         reason = ""
         while True:
-            while not reason and len(self._running) < self._config.workers:
+            while not reason and self._busy < self._config.workers:
                 reason = self._start()
-            if reason and self._running and self._phase == "searching":
+            if reason and self._busy and self._phase == "searching":
                 self._phase = "draining"
-                self._tell(f"{reason}; waiting for running trials: {len(self._running)}")
-            if not self._running:
+                self._tell(f"{reason}; waiting for running trials: {self._busy}")
+            if not self._busy:
                 return reason
             self._collect()
             if self._interrupts.drain and not reason:
@@ -186,8 +195,13 @@ class SearchLoop:
                 self._drop(CANCELLED if self._interrupts.cancel else "out of time")
                 return reason or "the budget is spent"
 
+    @property
+    def _busy(self) -> int:
+        """Workers that have something to do."""
+        return len(self._running) + len(self._looking)
+
     def _start(self) -> str:
-        """Start the next trial; returns why not, if not."""
+        """Start the next trial or look at a change; returns why not, if not."""
         if self._interrupts.drain:
             return "asked to stop"
         limit = self._config.trials
@@ -197,6 +211,8 @@ class SearchLoop:
             self._waiting = self._strategy.ask()
         if self._waiting is None:
             return "the space holds nothing new"
+        if isinstance(self._waiting, Probe):
+            return self._start_looking(self._waiting)
         trial = self._fitting(self._waiting)
         if trial is None:
             return "the budget is spent" if len(self._records) > 1 or self._running else NO_ROOM
@@ -204,12 +220,25 @@ class SearchLoop:
         self._running[self._calls.run(trial, self._screen())] = trial
         return ""
 
+    def _start_looking(self, probe: Probe) -> str:
+        """Look at a change, if there is time; returns why not, if not."""
+        longest_s = max((entry.seconds for entry in self._looked[-8:]), default=PROBE_S)
+        if self._config.budget_s is not None and self._time_for_trials() < longest_s:
+            return "the budget is spent"
+        self._waiting = None
+        self._looking[self._calls.look(probe)] = probe
+        return ""
+
+    def _time_for_trials(self) -> float:
+        """Seconds until the front has to be confirmed."""
+        assert self._config.budget_s is not None, "only asked where there is a budget"
+        return self._config.budget_s - self._confirm_s() - REPORT_S - self._clock.elapsed_s
+
     def _fitting(self, trial: Trial) -> Trial | None:
         """The trial, shortened if need be to end in time for the front to be confirmed."""
         if self._config.budget_s is None:
             return trial
-        end_s = self._config.budget_s - self._confirm_s() - REPORT_S
-        return self._times.shortened(trial, end_s - self._clock.elapsed_s)
+        return self._times.shortened(trial, self._time_for_trials())
 
     def _is_late(self) -> bool:
         budget_s = self._config.budget_s
@@ -228,11 +257,31 @@ class SearchLoop:
 
     def _collect(self) -> None:
         """Wait a moment for trials to end and take in those that did."""
-        done, _ = wait(self._running, timeout=TICK_S, return_when=FIRST_COMPLETED)
-        for future in done:
+        pending: set[Future[Any]] = {*self._running, *self._looking}
+        done, _ = wait(pending, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        for future in done & self._looking.keys():
+            self._note(future, self._looking.pop(future))
+        for future in done & self._running.keys():
             self._take_in(self._finished(future, self._running.pop(future)))
         if not done:
             self._tell("")
+
+    def _note(self, future: Future[Sensitivity], probe: Probe) -> None:
+        """Write an entry of the table down, then learn from it."""
+        try:
+            entry = future.result()
+        except BrokenExecutor as error:
+            entry = Sensitivity(probe, reason=f"the worker process died (out of memory?): {one_line(error)}")
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            self._directory.log("".join(traceback.format_exception(error)))
+            entry = Sensitivity(probe, reason=f"{type(error).__name__}: {one_line(error)}")
+        entry = replace(entry, ended_s=self._clock.elapsed_s)
+        self._directory.append(entry)
+        self._looked.append(entry)
+        self._strategy.note(entry)
+        self._tell("")
 
     def _finished(self, future: Future[Record], trial: Trial) -> Record:
         """The record of a trial that ended, however it ended."""
@@ -253,11 +302,22 @@ class SearchLoop:
         self._directory.append(record)
         self._records.append(record)
         self._strategy.tell(record)
+        self._directory.forget_weights(self._needed_weights())
         self._times.learn(record)
         if record.status == "complete":
             self._points = self._directory.write_front(self._records, self._confirmations)
         self._tell(_event(record, self._config))
         self._stop_if_hopeless()
+
+    def _needed_weights(self) -> frozenset[str]:
+        """Digests of the plans whose trained weights running or later trials may start from."""
+        needed = set(self._strategy.parents())
+        for trial in self._running.values():
+            plan: Plan | None = trial.plan
+            while plan is not None:
+                needed.add(plan.digest)
+                plan = plan.start
+        return frozenset(needed)
 
     def _stop_if_hopeless(self) -> None:
         trials = [record for record in self._records if record.number > 0]
@@ -274,11 +334,12 @@ class SearchLoop:
 
     def _drop(self, why: str) -> None:
         """Kill what runs; it has no record, so a resumed search repeats it."""
-        if self._running:
-            names = ", ".join(str(trial.number) for trial in self._running.values())
+        if self._busy:
+            names = ", ".join(str(trial.number) for trial in self._running.values()) or "none"
             self._directory.log(f"dropped running trials {names}: {why}")
             self._calls.kill()
             self._running.clear()
+            self._looking.clear()
 
     # -- confirming ----------------------------------------------------------------------------------------------
 
@@ -382,7 +443,8 @@ class SearchLoop:
             complete=counts["complete"],
             screened=counts["screened"],
             failed=counts["failed"],
-            running=len(self._running),
+            running=self._busy,
+            looked=len(self._looked),
             baseline=self._points[0],
             front=self._points[1],
             metric=self._config.metric,

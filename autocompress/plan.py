@@ -124,6 +124,14 @@ class Recovery:
 class Plan:
     """An architecture, the methods applied to it with their settings, and the recovery that follows.
 
+    Args:
+        architecture: The original, or the name of a student.
+        steps: Methods with their settings, each method once.
+        recovery: How the compressed model is trained.
+        start: The plan whose trained weights this one begins with, carried out as far as weights are free: of the same
+            architecture, with some or all of the settings that this one has before values and numerics. None begins
+            with the weights of the architecture.
+
     >>> plan = Plan(steps=(Step("quantization", {"conv1": {"precision": "int8"}}),))
     >>> Plan.from_json(plan.to_json()) == plan
     True
@@ -133,9 +141,15 @@ class Plan:
     architecture: str = ORIGINAL
     steps: tuple[Step, ...] = ()
     recovery: Recovery = field(default_factory=Recovery)
+    start: Plan | None = None
     version: int = 1
 
     def __post_init__(self) -> None:
+        if self.start is not None and self.start.architecture != self.architecture:
+            raise InvalidInput(
+                f"plan: architecture {self.architecture!r} starts from one of {self.start.architecture!r}; expected "
+                "the same"
+            )
         if self.version != 1:
             raise InvalidInput(f"plan version {self.version}: this release reads version 1; update autocompress")
         methods = [step.method for step in self.steps]
@@ -163,7 +177,12 @@ class Plan:
     def is_baseline(self) -> bool:
         """True if the plan leaves the user's model as it is."""
         trained = self.recovery.epochs or self.recovery.sparsify_epochs
-        return self.architecture == ORIGINAL and not self.steps and not trained
+        return self.architecture == ORIGINAL and not self.steps and not trained and self.start is None
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of recovery, with those of the plans that it starts from."""
+        return self.recovery.epochs + (self.start.total_epochs if self.start is not None else 0)
 
     def without_recovery(self) -> Plan:
         """The same compression with no fine-tuning."""

@@ -57,13 +57,17 @@ def planner(space: SearchSpace, models: Mapping[str, LayerView], profile: Hardwa
         chosen = suggest("architecture", Choice(names)) if len(names) > 1 else names[0]
         architecture = str(chosen)
         whole, below = models[architecture], _below(architecture, suggest)
-        view = whole
+        full = {layer.name: layer for layer in whole.layers}
+        left = whole
         steps = []
         for method in methods:
-            settings = method.propose(view, below, space.methods[method.name], profile)
+            # what may be chosen must not depend on sizes that earlier answers left, since a knob has one set of choices
+            offered = replace(left, layers=tuple(full[layer.name] for layer in left.layers))
+            wanted = method.propose(offered, below, space.methods[method.name], profile)
+            settings = method.fitting(left, wanted, profile) if wanted else wanted
             if settings:
                 steps.append(Step(method.name, settings))
-                view = method.leaves(view, settings)
+                left = method.leaves(left, settings, profile)
         is_student = architecture != ORIGINAL
         share = whole.macs / max(1, models[ORIGINAL].macs) if is_student else None
         recovery = space.recovery.resolve(share)

@@ -39,7 +39,8 @@ class Trial:
         number: Counts from 0, the baseline.
         plan: What to do.
         seed: For everything random in the trial.
-        fidelity: Share of the plan's recovery that is carried out, in (0, 1].
+        fidelity: Training that the model has had in the end, as a share of what the search gives in full, in (0, 1];
+            1 for plans that need none.
         proposal: Where the plan came from.
     """
 

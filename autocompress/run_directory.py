@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,13 +22,20 @@ from pydantic import ConfigDict
 from autocompress.errors import InvalidInput, RunDirectoryError, one_line
 from autocompress.objective import Constraint, Direction, Objective
 from autocompress.point import Point, confirmed, current_front, make_point
+from autocompress.probe import Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Confirmation, Record
 from autocompress.serialization import dumps, from_data, from_json, to_json, write_atomically
 from autocompress.space import SearchSpace
 
 T = TypeVar("T")
+Line = Record | Confirmation | Sensitivity
+"""One line of `records.jsonl`."""
+
 RunStatus = Literal["running", "complete", "stopped", "failed", "interrupted"]
+
+PHASES = ("free", "settled")
+"""Phases of a recovery; the weights that each leaves lie in `artifacts/` as `DIGEST-PHASE-….safetensors`."""
 
 SILENCE_S = 60.0
 """Seconds without a sign of life after which a search counts as dead, where its lock can't be tried."""
@@ -115,7 +122,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._made: tuple[Path, ...] = ()
-        self._read: tuple[tuple[int, int], tuple[Record | Confirmation, ...]] | None = None
+        self._read: tuple[tuple[int, int], tuple[Line, ...]] | None = None
 
     @staticmethod
     def require_free(path: Path) -> None:
@@ -255,8 +262,8 @@ class RunDirectory:
 
     # -- records -------------------------------------------------------------------------------------------------
 
-    def append(self, line: Record | Confirmation) -> None:
-        """Add a finished trial or a confirmation; it is on disk when this returns.
+    def append(self, line: Line) -> None:
+        """Add a finished trial, a confirmation or an entry of the table; it is on disk when this returns.
 
         Raises:
             RunDirectoryError: If the disk is full or the folder can't be written.
@@ -266,7 +273,7 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
-    def lines(self) -> tuple[Record | Confirmation, ...]:
+    def lines(self) -> tuple[Line, ...]:
         """All lines of `records.jsonl`; a last line cut short by a crash is left out.
 
         Raises:
@@ -318,6 +325,10 @@ class RunDirectory:
         """The confirmations in the order they were made."""
         return tuple(line for line in self.lines() if isinstance(line, Confirmation))
 
+    def sensitivities(self) -> tuple[Sensitivity, ...]:
+        """The entries of the sensitivity table in the order they were made."""
+        return tuple(line for line in self.lines() if isinstance(line, Sensitivity))
+
     @contextmanager
     def disk_watched(self) -> Iterator[None]:
         """Say that the disk is full where some part of the search finds it so.
@@ -344,6 +355,18 @@ class RunDirectory:
                 f"run {self.path}: can't be written: {error.strerror or error}; make room or mend the rights, then go "
                 f"on by --resume {self.path}"
             ) from error
+
+    def forget_weights(self, needed: Collection[str]) -> None:
+        """Delete trained weights but those of some plans.
+
+        Args:
+            needed: Digests of the plans.
+        """
+        with self._writing():
+            for phase in PHASES:
+                for path in (self.path / "artifacts").glob(f"*-{phase}-*.safetensors"):
+                    if path.name.partition("-")[0] not in needed:
+                        path.unlink(missing_ok=True)
 
     # -- front ---------------------------------------------------------------------------------------------------
 
@@ -428,9 +451,9 @@ def _read(path: Path, kind: type[T]) -> T:
         raise RunDirectoryError(f"{path}: damaged: {error}; restore the file or start a new search") from error
 
 
-def _parse_lines(path: Path) -> tuple[Record | Confirmation, ...]:
+def _parse_lines(path: Path) -> tuple[Line, ...]:
     raw = path.read_bytes().split(b"\n")
-    found: list[Record | Confirmation] = []
+    found: list[Line] = []
     for number, line in enumerate(raw, start=1):
         if not line.strip():
             continue
@@ -446,7 +469,7 @@ def _parse_lines(path: Path) -> tuple[Record | Confirmation, ...]:
     return tuple(found)
 
 
-def _parse_line(line: bytes) -> Record | Confirmation:
+def _parse_line(line: bytes) -> Line:
     try:
         data = json.loads(line)
     except ValueError as error:
@@ -454,6 +477,8 @@ def _parse_line(line: bytes) -> Record | Confirmation:
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind == "confirmation":
         return from_data(Confirmation, data)
+    if kind == "sensitivity":
+        return from_data(Sensitivity, data)
     return from_data(Record, data)
 
 

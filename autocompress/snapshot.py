@@ -23,7 +23,8 @@ class Snapshot:
         budget_s: Wall time allowed, or None.
         trial_limit: Trials allowed, or None.
         complete, screened, failed: Finished trials by status, the baseline left out.
-        running: Trials at work now.
+        running: Workers at work now.
+        looked: Entries of the sensitivity table.
         baseline: The baseline, once it is measured.
         front: The front now.
         metric: Name of the task's metric.
@@ -45,6 +46,7 @@ class Snapshot:
     metric: str
     is_percentage: bool
     direction: Direction
+    looked: int = 0
 
 
 Observer = Callable[[Snapshot], None]

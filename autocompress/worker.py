@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.graph.view import LayerView
 from autocompress.measurement import Measurement
+from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Record, Trial
 from autocompress.screen import Screen
@@ -119,6 +120,13 @@ def run(assignment: Assignment, trial: Trial, screen: Screen) -> Record:
     from autocompress.pipeline import run_trial
 
     return run_trial(trial, _bench(assignment), screen)
+
+
+def look(assignment: Assignment, probe: Probe) -> Sensitivity:
+    """Look at a single change."""
+    from autocompress.pipeline import run_probe
+
+    return run_probe(probe, _bench(assignment))
 
 
 def test_score(assignment: Assignment, record: Record) -> dict[str, float]:

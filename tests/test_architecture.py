@@ -15,10 +15,10 @@ PACKAGE = Path(__file__).parent.parent / "autocompress"
 LAYERS = {
     0: {"errors", "registry", "resources", "serialization", "duration", "interrupts", "user_code"},
     1: {"space", "plan", "student", "task", "objective", "artifact", "profile", "record", "front", "data"}
-    | {"measurement", "point", "run_directory", "screen", "snapshot", "task_source"},
+    | {"landscape", "measurement", "point", "probe", "run_directory", "screen", "snapshot", "task_source"},
     2: {"graph"},
     3: {"methods", "recovery", "formats", "devices", "executors"},
-    4: {"planner", "pipeline", "strategies", "loop", "report"},
+    4: {"planner", "landscapes", "pipeline", "strategies", "loop", "report"},
     5: {"api", "run", "checks", "worker"},
     6: {"cli", "__main__"},
 }
@@ -31,7 +31,7 @@ HIGHEST = {"strategies": 1, "loop": 1, "report": 1}
 OPEN = (0, 1, 5)
 """Layers whose parts may import one another, as long as no circle comes of it."""
 
-NEIGHBORS = {"loop": {"strategies"}, "pipeline": {"planner"}, "__main__": {"cli"}}
+NEIGHBORS = {"loop": {"strategies"}, "pipeline": {"planner"}, "landscapes": {"planner"}, "__main__": {"cli"}}
 """What parts may import from their own layer, in layers whose parts keep to themselves."""
 
 WITHOUT_TORCH = ("devices", "strategies", "report", *sorted(LAYERS[0] | LAYERS[1]))

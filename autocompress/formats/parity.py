@@ -69,6 +69,33 @@ def compare(reference: Predict, candidate: Predict, inputs: tuple[Array, ...], *
     return Parity(error, float(np.mean(same)), float(np.quantile(differences, 0.99, method="lower")) / step)
 
 
+def outputs_of(predict: Predict, inputs: tuple[Array, ...], *, batch_size: int) -> Array:
+    """What a model says to inputs, given in batches of `batch_size`."""
+    starts = range(0, len(inputs[0]), batch_size)
+    return np.concatenate([predict(tuple(array[start : start + batch_size] for array in inputs)) for start in starts])
+
+
+def divergence(reference: Array, found: Array, *, classes: bool) -> float:
+    """How far outputs are from those of a reference, 0 if they are the same.
+
+    Args:
+        reference, found: Outputs (samples, …).
+        classes: True for scores of classes (samples, classes, …), of which the mean Kullback-Leibler divergence of the
+            distributions is taken; else the mean square of the difference over the variance of the reference.
+    """
+    if classes and reference.ndim > 1 and reference.shape[1] > 1:
+        expected, given = _log_shares(reference), _log_shares(found)
+        return max(0.0, float(np.mean(np.sum(np.exp(expected) * (expected - given), axis=1))))
+    return float(np.mean((reference - found) ** 2) / max(float(np.var(reference)), 1e-12))
+
+
+def _log_shares(scores: Array) -> Array:
+    """Logarithms of the softmax along the first axis after the samples."""
+    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    shares: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shares
+
+
 def require(parity: Parity, tolerance: float, what: str) -> None:
     """Refuse a model that differs too much.
 

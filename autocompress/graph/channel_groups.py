@@ -225,7 +225,32 @@ class _Traced:
             taken[name] = taken.get(name, 0) + 1
             if taken[name] > 1:
                 name += f"_{taken[name]}" if suffix else f":part_{taken[name]}"
-            yield ChannelGroup(name, layers_of, leaf.size, kind, tuple(self._importances(self._places[leaf]))), leaf
+            yield self._group(name, layers_of, kind, leaf), leaf
+
+    def _group(
+        self, name: str, layers: tuple[str, ...], kind: Literal["channels", "heads"], leaf: Axis
+    ) -> ChannelGroup:
+        places = self._places[leaf]
+        given = {self._giver(tensor, dim): self._part(tensor, dim, leaf) for tensor, dim in self._computing(places)}
+        read = {
+            _layer(tensor): self._part(tensor, dim, leaf)
+            for tensor, dim in places
+            if (tensor, dim) in self._trace.reads and _layer(tensor) in self._modules
+        }
+        return ChannelGroup(
+            name,
+            layers,
+            leaf.size,
+            kind,
+            tuple(self._importances(places)),
+            tuple(given[layer] for layer in layers),
+            tuple(read),
+            tuple(read.values()),
+        )
+
+    def _part(self, tensor: str, dim: int, leaf: Axis) -> float:
+        """The share of a dimension of a tensor that is channels of a group."""
+        return float(np.mean(np.asarray(positions(self._axis(tensor, dim), leaf)) >= 0))
 
     def _giver(self, name: str, dim: int) -> str:
         """The layer whose outputs lie along a dimension of a weight, which of tied layers is one alone."""

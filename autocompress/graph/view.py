@@ -28,6 +28,10 @@ class Layer:
         replaceable: False for convolutions and linear layers that other layers can't stand in for: those that compute
             in a way of their own, and those that share their weight.
         tied_to: Name of an earlier layer whose weight it has too; empty if there is none.
+        parts: Layers that stand in its place in a row; 1 for itself.
+        density: Share of its weights that are not zero.
+        bits: What a stored weight takes that is not zero.
+        precision: In which numbers it is computed, as quantization names them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -40,6 +44,15 @@ class Layer:
     transposed: bool = False
     replaceable: bool = True
     tied_to: str = ""
+    parts: int = 1
+    density: float = 1.0
+    bits: float = 32.0
+    precision: str = "fp32"
+
+    @property
+    def stored_bytes(self) -> float:
+        """What its weights take in a file; with many zeros those alone that are none, and a bit each to tell."""
+        return self.parameters * min(self.bits, 1 + self.density * self.bits) / 8
 
     @property
     def outputs(self) -> int:
@@ -63,6 +76,9 @@ class ChannelGroup:
         kind: "heads" if each of them is a block of several channels of the first layer, such as an attention head or
             a group of a grouped convolution.
         importances: Ways to tell which of them matter that have something to go by here.
+        shares: For each of `layers`, the share of its outputs that are of the group; all of them if this is empty.
+        readers: Layers whose inputs are removed with the channels.
+        read_shares: For each of `readers`, the share of its inputs that are of the group.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -71,6 +87,9 @@ class ChannelGroup:
     channels: int
     kind: Literal["channels", "heads"] = "channels"
     importances: tuple[Importance, ...] = get_args(Importance)
+    shares: tuple[float, ...] = ()
+    readers: tuple[str, ...] = ()
+    read_shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,15 @@ class CompressionMethod(ABC):
         """True if a parameter may have a value in some setting, or it is the neutral one."""
         return True
 
-    def leaves(self, model: LayerView, settings: Settings) -> LayerView:
-        """What later methods can act on once the settings are carried out, for methods that remove whole layers."""
+    def fitting(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> Settings:
+        """The settings proposed for the full model without those that mean nothing to what is left of it."""
+        return settings
+
+    def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
+        """The layers once the settings are carried out: what later methods act on, and what a search reckons with.
+
+        A method that does not say what it leaves is searched all the same, by what trials show of it.
+        """
         return model
 
     def check(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> None:  # noqa: B027

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, get_args
 
 from autocompress.errors import InfeasiblePlan
@@ -14,7 +15,7 @@ from autocompress.graph.channel_groups import (
     remove_channels,
     resolve_group,
 )
-from autocompress.graph.view import ChannelGroup, Importance, LayerView
+from autocompress.graph.view import ChannelGroup, Importance, Layer, LayerView
 from autocompress.methods._base import METHODS, CompressionMethod, Context, asked, said, values_of
 from autocompress.plan import Scalar, Settings, Stage
 from autocompress.profile import HardwareProfile
@@ -59,6 +60,21 @@ class ChannelPruning(CompressionMethod):
                     **asked("importance", fitting, suggest, method=self.name, layer=group.name),
                 }
         return settings
+
+    def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
+        """The layers with fewer outputs and inputs."""
+        given: dict[str, float] = {}
+        read: dict[str, float] = {}
+        for group in model.channel_groups:
+            if group.name in settings:
+                ratio = float(settings[group.name]["pruning_ratio"])
+                gone = 1 - kept_of_group(group, ratio, profile.channel_multiple) / group.channels
+                for layer, share in zip(group.layers, group.shares or (1.0,) * len(group.layers), strict=True):
+                    given[layer] = given.get(layer, 1.0) * (1 - share * gone)
+                for layer, share in zip(group.readers, group.read_shares, strict=True):
+                    read[layer] = read.get(layer, 1.0) * (1 - share * gone)
+        layers = (_narrowed(layer, given.get(layer.name, 1.0), read.get(layer.name, 1.0)) for layer in model.layers)
+        return replace(model, layers=tuple(layers))
 
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for ratios in [0, 1) and the known importances."""
@@ -159,6 +175,18 @@ def distinct_ratios(channels: int, ratios: tuple[Scalar, ...], multiple: int) ->
             best[kept] = ratio
     best.pop(channels, None)
     return (0.0, *sorted(best.values()))
+
+
+def _narrowed(layer: Layer, outputs: float, inputs: float) -> Layer:
+    """A layer with these shares of its outputs and inputs left."""
+    if outputs == inputs == 1:
+        return layer
+    left = outputs * inputs
+    shape = list(layer.shape)
+    if len(shape) > 1:
+        first, second = (inputs, outputs) if layer.transposed or layer.kind == "embedding" else (outputs, inputs)
+        shape[:2] = [max(1, round(shape[0] * first)), max(1, round(shape[1] * second))]
+    return replace(layer, parameters=round(layer.parameters * left), macs=round(layer.macs * left), shape=tuple(shape))
 
 
 def _removed_alone(groups: Collection[ChannelGroup], victims: Mapping[str, Sequence[int]]) -> dict[str, int]:

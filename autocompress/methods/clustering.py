@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from autocompress.errors import InfeasiblePlan
@@ -56,6 +57,21 @@ class Clustering(CompressionMethod):
                         **asked("integers", integers, suggest, method=self.name, layer=layer.name),
                     }
         return settings
+
+    def fitting(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> Settings:
+        """The settings of layers that still take more than a codebook and indices."""
+        layers = {layer.name: layer for layer in model.layers}
+        return {name: one for name, one in settings.items() if _saves(layers[name], int(one["bits"]))}
+
+    def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
+        """The layers with indices in place of weights."""
+        return replace(
+            model,
+            layers=tuple(
+                replace(layer, bits=float(settings[layer.name]["bits"])) if layer.name in settings else layer
+                for layer in model.layers
+            ),
+        )
 
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for 1 to 8 bits and 32, which leaves a layer alone, and for true and false."""

@@ -50,7 +50,7 @@ class LayerDrop(CompressionMethod):
         """True for true and false."""
         return isinstance(value, bool)
 
-    def leaves(self, model: LayerView, settings: Settings) -> LayerView:
+    def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
         """The view without the blocks and what is in them."""
         gone = [layer for block in model.blocks if block.name in settings for layer in block.layers]
         groups = (_without(group, gone) for group in model.channel_groups)
@@ -97,4 +97,13 @@ def _without(group: ChannelGroup, gone: Collection[str]) -> ChannelGroup | None:
     if not left:
         return None
     part = group.name.removeprefix(group.layers[0])
-    return replace(group, name=left[0] + part, layers=left)
+    shares = tuple(share for layer, share in zip(group.layers, group.shares, strict=False) if layer not in gone)
+    read = {layer: share for layer, share in zip(group.readers, group.read_shares, strict=True) if layer not in gone}
+    return replace(
+        group,
+        name=left[0] + part,
+        layers=left,
+        shares=shares,
+        readers=tuple(read),
+        read_shares=tuple(read.values()),
+    )

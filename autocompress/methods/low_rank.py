@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from autocompress.errors import InfeasiblePlan
@@ -132,6 +132,39 @@ class LowRank(CompressionMethod):
         wanted = space.parameters.get("decomposition", ())
         return tuple(name for name in geometry.decompositions if name in wanted) or geometry.decompositions[:1]
 
+    def fitting(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> Settings:
+        """The settings of layers that are still large enough to have smaller factors."""
+        layers = {layer.name: layer for layer in model.layers}
+
+        def saves(name: str) -> bool:
+            geometry, setting = Geometry.of(layers[name]), settings[name]
+            decomposition = _decomposition(geometry, setting)
+            if decomposition not in geometry.decompositions:
+                return False
+            ranks = planned_ranks(geometry, decomposition, float(setting["rank_ratio"]), profile.channel_multiple)
+            return geometry.factor_weights(decomposition, ranks) < geometry.weights
+
+        return {name: setting for name, setting in settings.items() if saves(name)}
+
+    def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
+        """The layers with the weights of their factors."""
+
+        def split(layer: Layer) -> Layer:
+            if layer.name not in settings:
+                return layer
+            geometry, setting = Geometry.of(layer), settings[layer.name]
+            decomposition = _decomposition(geometry, setting)
+            ranks = planned_ranks(geometry, decomposition, float(setting["rank_ratio"]), profile.channel_multiple)
+            left = geometry.factor_weights(decomposition, ranks) / geometry.weights
+            return replace(
+                layer,
+                parameters=round(layer.parameters * left),
+                macs=round(layer.macs * left),
+                parts=len(ranks) + 1,
+            )
+
+        return replace(model, layers=tuple(map(split, model.layers)))
+
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for ratios in (0, 1] and the known decompositions."""
         if parameter == "decomposition":
@@ -170,7 +203,8 @@ class LowRank(CompressionMethod):
     def apply(self, model: nn.Module, settings: Settings, context: Context) -> nn.Module:
         """Replace each layer, under all of its names, by its factors."""
         from autocompress.graph.factorization import input_moments
-        from autocompress.graph.inspect import replace, used_layers
+        from autocompress.graph.inspect import replace as put
+        from autocompress.graph.inspect import used_layers
 
         geometries = {layer.name: Geometry.of(layer) for layer in used_layers(model, context.examples) if layer.shape}
         chosen = {name: _decomposition(geometries[name], setting) for name, setting in settings.items()}
@@ -184,7 +218,7 @@ class LowRank(CompressionMethod):
             layer = model.get_submodule(name)
             factors = _factorized(layer, decomposition, ranks, moments.get(name), context.seed)
             for alias in [other for other, module in model.named_modules(remove_duplicate=False) if module is layer]:
-                replace(model, alias, factors)
+                put(model, alias, factors)
         return model
 
     def verify(self, model: nn.Module, settings: Settings) -> None:

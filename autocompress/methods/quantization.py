@@ -148,6 +148,18 @@ class Quantization(CompressionMethod):
             given["bits"] = min(bits for bits in BLOCK_BITS if bits >= int(given["bits"]))
         return {parameter: value for parameter, value in given.items() if (parameter, value) != ("bits", 8)}
 
+    def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
+        """The layers with their precision and the bits of their weights."""
+
+        def stored(layer: Layer) -> Layer:
+            if layer.name not in settings:
+                return layer
+            precision = str(settings[layer.name]["precision"])
+            bits = 16.0 if precision == HALF else float(settings[layer.name].get("bits", 8))
+            return replace(layer, bits=min(layer.bits, bits), precision=FLOAT if precision in FOLDED else precision)
+
+        return replace(model, layers=tuple(map(stored, model.layers)))
+
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for the values that `parameters` names; numbers and truth values are told apart."""
         return any(value == known and type(value) is type(known) for known in CHOICES[parameter])

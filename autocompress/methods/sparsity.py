@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from autocompress.errors import InfeasiblePlan
@@ -94,6 +94,17 @@ class Sparsity(CompressionMethod):
                 words |= asked(word, options, suggest, method=self.name, layer=layer)
         return words
 
+    def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
+        """The layers with their zeros; what a threshold makes zero is not known before it does."""
+
+        def emptied(layer: Layer) -> Layer:
+            setting = settings.get(layer.name, {})
+            groups = _groups(setting.get("pattern"))
+            density = groups[0] / groups[1] if groups else 1 - float(setting.get("sparsity", 0.0))
+            return replace(layer, density=layer.density * density) if density < 1 else layer
+
+        return replace(model, layers=tuple(map(emptied, model.layers)))
+
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for sparsities in [0, 1), thresholds from 0 up, patterns and the known words."""
         if parameter == "pattern":
@@ -132,13 +143,15 @@ class Sparsity(CompressionMethod):
         """Put a mask on every weight beneath the layers.
 
         Raises:
-            InfeasiblePlan: If the share rounds to no weight of a layer, or those that became zero already were.
+            InfeasiblePlan: If the share rounds to no weight of a layer, or those that became zero already were; of
+                layers that share a ranking, if that holds for all of them.
         """
         from autocompress.graph.constraints import hold, users
         from autocompress.graph.masks import Mask, input_axis
 
         targets = self._targets(model, settings)
         masked: set[nn.Module] = set()
+        idle: list[str] = []
         for layer, setting in settings.items():
             before = [(target.module, target.weight) for target in targets[layer]]
             for target in targets[layer]:
@@ -154,11 +167,21 @@ class Sparsity(CompressionMethod):
                 hold(model, target.module, mask)
                 masked |= {user for user, _ in users(model, target.module)}
             if all(module.weight.equal(weight) for module, weight in before):  # type: ignore[operator]
-                raise InfeasiblePlan(
-                    f"{self.name}: layer {layer!r}: {dict(setting)} makes no weight zero that is not; ask for more or "
-                    "leave the layer out"
-                )
+                idle.append(layer)
+        alone = [layer for layer in idle if settings[layer].get("scope") != GLOBAL]
+        ranked = {layer for layer, setting in settings.items() if setting.get("scope") == GLOBAL}
+        if alone or (ranked and ranked <= set(idle)):
+            layer = (alone or idle)[0]
+            raise InfeasiblePlan(
+                f"{self.name}: layer {layer!r}: {dict(settings[layer])} makes no weight zero that is not; ask for more "
+                "or leave the layer out"
+            )
         return model
+
+    def _check_effect(self, model: nn.Module, changed: nn.Module, settings: Settings) -> None:
+        """Layers that share a ranking were looked at together."""
+        alone = {layer: setting for layer, setting in settings.items() if setting.get("scope") != GLOBAL}
+        super()._check_effect(model, changed, alone)
 
     def _targets(self, model: nn.Module, settings: Settings) -> dict[str, list[_Target]]:
         """The weights beneath each layer with the zeros they get; one that is tied stands under each of its layers.

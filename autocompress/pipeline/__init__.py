@@ -2,6 +2,7 @@
 
 from autocompress.pipeline.measuring import remeasure, score_test
 from autocompress.pipeline.models import build, build_architecture, finish, lower, settle, survey_architectures
+from autocompress.pipeline.probing import run_probe
 from autocompress.pipeline.trials import apply_plan, run_baseline, run_trial
 from autocompress.pipeline.workbench import Workbench
 
@@ -14,6 +15,7 @@ __all__ = [
     "lower",
     "remeasure",
     "run_baseline",
+    "run_probe",
     "run_trial",
     "score_test",
     "settle",

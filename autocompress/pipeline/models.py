@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 def build(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
     """The model of a plan with the structure, factors and zeros that the plan says, before recovery.
 
-    The plan that changes nothing gives the model as the user wrote it. Where the plan asks for it, the architecture is
-    trained towards sparsity first.
+    What the plan starts from is not looked at; see `begin`. The plan that changes nothing gives the model as the user
+    wrote it. Where the plan asks for it, the architecture is trained towards sparsity first.
 
     Raises:
         UnknownName: If the plan names a method or architecture that is not known.
@@ -46,7 +46,7 @@ def build(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
     model = build_architecture(bench, plan.architecture)
     if plan.recovery.sparsify_epochs:
         _sparsify(bench, model, plan, seed)
-    return _compressed(bench, model, early_steps(plan), seed)
+    return compressed(bench, model, early_steps(plan), seed)
 
 
 def _sparsify(bench: Workbench, model: nn.Module, plan: Plan, seed: int) -> None:
@@ -71,11 +71,16 @@ def settle(bench: Workbench, model: nn.Module, plan: Plan, seed: int) -> nn.Modu
     Raises:
         InfeasiblePlan: If a method can't do what the plan says.
     """
+    end_schedules(model)
+    return compressed(bench, model, late_steps(plan), seed)
+
+
+def end_schedules(model: nn.Module) -> None:
+    """Constraints that grow during training are full-grown from now on."""
     from autocompress.graph.constraints import constraints
 
     for constraint in constraints(model):
         constraint.settled = True
-    return _compressed(bench, model, late_steps(plan), seed)
 
 
 def finish(model: nn.Module, plan: Plan) -> nn.Module:
@@ -91,7 +96,7 @@ def finish(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def _compressed(
+def compressed(
     bench: Workbench, model: nn.Module, steps: Sequence[tuple[CompressionMethod, Settings]], seed: int
 ) -> nn.Module:
     context = replace(bench.context, seed=seed)
@@ -155,6 +160,39 @@ def survey_architectures(bench: Workbench, space: SearchSpace) -> tuple[dict[str
         except InfeasiblePlan as error:
             refused[name] = str(error)
     return models, refused
+
+
+def added_steps(plan: Plan) -> list[tuple[CompressionMethod, Settings]]:
+    """The early steps of a plan that the plan it starts from does not have.
+
+    Raises:
+        InfeasiblePlan: If the other plan has settings that this one has not, or added ones would come too late.
+    """
+    steps = early_steps(plan)
+    if plan.start is None:
+        return steps
+    begun = {method.name: settings for method, settings in early_steps(plan.start)}
+    wanted = {method.name: settings for method, settings in steps}
+    for name, settings in begun.items():
+        for layer, setting in settings.items():
+            if wanted.get(name, {}).get(layer) != setting:
+                raise InfeasiblePlan(
+                    f"the plan starts from one with {name} of {layer!r}: {dict(setting)}; expected only settings that "
+                    "it has itself"
+                )
+    added: list[tuple[CompressionMethod, Settings]] = []
+    for method, settings in steps:
+        new = {layer: setting for layer, setting in settings.items() if layer not in begun.get(method.name, {})}
+        if new:
+            added.append((method, new))
+    last = max((method.turn for method, _ in early_steps(plan.start)), default=None)
+    late = next((method for method, _ in added if last is not None and method.turn < last), None)
+    if late is not None:
+        raise InfeasiblePlan(
+            f"the plan adds {late.name} to one that it starts from, whose later methods have acted already; leave the "
+            "start out"
+        )
+    return added
 
 
 def is_rebuilt(plan: Plan) -> bool:

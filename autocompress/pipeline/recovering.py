@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING
 from autocompress import __version__
 from autocompress.errors import InfeasiblePlan
 from autocompress.formats import parity
-from autocompress.pipeline.models import is_rebuilt, late_steps, save_weights, settle
+from autocompress.pipeline.models import (
+    added_steps,
+    build,
+    compressed,
+    end_schedules,
+    is_rebuilt,
+    late_steps,
+    save_weights,
+    settle,
+)
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import Plan
 from autocompress.record import Trial
+from autocompress.run_directory import PHASES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +38,32 @@ On the digits example (weights of 3 bits, 3 seeds) students trained at 0.01 reac
 pruned originals 98.5 % at 0.003 and 98.9 % at 0.001, with 2 bits 81 and 73 %.
 """
 
-PHASES = ("free", "settled")
+
+def begin(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
+    """The model of a plan before its own recovery, with the weights of the plan that it starts from.
+
+    Raises:
+        UnknownName: If a plan names a method or architecture that is not known.
+        InfeasiblePlan: If a method can't do what the plan says, or the plan can't start from the other.
+    """
+    if plan.start is None:
+        return build(bench, plan, seed)
+    added = added_steps(plan)
+    model = begin(bench, plan.start, seed)
+    free, _ = _epochs(plan.start)
+    if free:
+        if added_steps(plan.start):
+            recalibrated(bench, model, seed)
+        _train(bench, model, Trial(0, plan.start, seed), free, "free")
+        end_schedules(model)
+    return compressed(bench, model, added, seed)
+
+
+def recalibrated(bench: Workbench, model: nn.Module, seed: int) -> None:
+    """Take the statistics of batch norms anew, in place."""
+    from autocompress.recovery import recalibrate
+
+    recalibrate(model, bench.task, seed=seed)
 
 
 def recover_and_settle(bench: Workbench, model: nn.Module, trial: Trial) -> tuple[nn.Module, dict[str, float]]:
@@ -36,31 +71,45 @@ def recover_and_settle(bench: Workbench, model: nn.Module, trial: Trial) -> tupl
 
     A plan that both changes the structure and restricts values is trained twice: first with batch norms and free
     values, then, in the last `LATE_SHARE` of its epochs, folded and held to its values. Each phase leaves the weights
-    of its best epoch, or those it began with if none is better, unless the plan keeps the last epoch's.
+    of its best epoch, or those it began with if none is better, unless the plan keeps the last epoch's. A plan with
+    the very steps of the one it starts from, and restricted values, goes on where that ended.
     """
-    from autocompress.recovery import recalibrate
-
     plan = trial.plan
-    free, held = _epochs(plan, trial.fidelity)
+    free, held = _epochs(plan)
     if plan.recovery.penalty != "none" and not plan.recovery.sparsify_epochs and not free:
         raise InfeasiblePlan(
             f"recovery: penalty {plan.recovery.penalty!r} acts while values are free, and this plan has no such "
             "epochs; give it sparsify_epochs, or leave the penalty out"
         )
-    if is_rebuilt(plan):
-        recalibrate(model, bench.task, seed=trial.seed)
+    if _goes_on(plan):
+        assert plan.start is not None, "it goes on from there"
+        earlier = Trial(0, plan.start, trial.seed)
+        model, _ = recover_and_settle(bench, begin(bench, plan.start, trial.seed), earlier)
+        return model, _train(bench, model, trial, held, "settled")
+    if added_steps(plan):
+        recalibrated(bench, model, trial.seed)
     first = _train(bench, model, trial, free, "free")
     model = settle(bench, model, plan, trial.seed)
     return model, _joined(first, _train(bench, model, trial, held, "settled"))
 
 
-def _epochs(plan: Plan, fidelity: float) -> tuple[int, int]:
-    """Epochs with free values and epochs in which they are held, together the plan's at this fidelity."""
-    epochs = max(1, round(plan.recovery.epochs * fidelity)) if plan.recovery.epochs else 0
-    if not any(method.needs_recovery(settings) for method, settings in late_steps(plan)):
+def _epochs(plan: Plan) -> tuple[int, int]:
+    """Epochs with free values and epochs in which they are held, together the plan's."""
+    epochs = plan.recovery.epochs
+    if not _is_held(plan):
         return epochs, 0
     held = max(1, round(LATE_SHARE * epochs)) if is_rebuilt(plan) and epochs > 1 else epochs
-    return epochs - held, held
+    return (0, epochs) if _goes_on(plan) else (epochs - held, held)
+
+
+def _is_held(plan: Plan) -> bool:
+    """True if values are restricted in a way that training has to follow."""
+    return any(method.needs_recovery(settings) for method, settings in late_steps(plan))
+
+
+def _goes_on(plan: Plan) -> bool:
+    """True if a plan trains the settled model of the plan that it starts from."""
+    return plan.start is not None and plan.start.steps == plan.steps and _is_held(plan)
 
 
 def _joined(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
@@ -117,12 +166,12 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
 
 
 def forget_weights(bench: Workbench, trial: Trial) -> None:
-    """Delete what is only kept for a trial that is cut short."""
+    """Delete the weights of a trial that failed."""
     for phase in PHASES:
         _saved_weights(bench, trial, phase).unlink(missing_ok=True)
 
 
 def _saved_weights(bench: Workbench, trial: Trial, phase: str) -> Path:
-    """Where the recovered weights of a trial lie until its record is written."""
-    key = f"{trial.plan.digest}-{phase}-{trial.fidelity:g}-{trial.seed}-{__version__}"
+    """Where the recovered weights of a trial lie, for a resume and for plans that start from its own."""
+    key = f"{trial.plan.digest}-{phase}-{trial.seed}-{__version__}"
     return bench.directory / "artifacts" / f"{key}.safetensors"

@@ -18,12 +18,11 @@ from autocompress.errors import AutocompressError, DeviceUnavailable, Measuremen
 from autocompress.formats import onnx_runtime, parity
 from autocompress.graph.inspect import used_layers
 from autocompress.measurement import Measurement
-from autocompress.pipeline.measuring import measure, values_of
+from autocompress.pipeline.measuring import QUICK, measure, values_of
 from autocompress.pipeline.models import build, finish, lower, settle, steps_of
-from autocompress.pipeline.recovering import forget_weights, recover_and_settle
+from autocompress.pipeline.recovering import begin, forget_weights, recover_and_settle
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import Plan
-from autocompress.profile import Protocol
 from autocompress.record import Record, Trial
 from autocompress.screen import Screen
 from autocompress.user_code import user_code
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 PARITY_SAMPLES = 32
 
 SCREEN_SAMPLES = 8
-
-QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
-"""How the untrained model is measured for screening: enough to tell 5 % apart."""
 
 
 def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> Record:
@@ -101,13 +97,13 @@ def apply_plan(trial: Trial, bench: Workbench, output: Path) -> Record:
 def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: _Stopwatch) -> Record:
     plan, seed = trial.plan, trial.seed
     with clock.stage("build"):
-        model = build(bench, plan.without_recovery(), seed)
+        model = begin(bench, plan.without_recovery(), seed)
     if screen is not None and (plan.recovery.epochs or plan.recovery.sparsify_epochs):
         with clock.stage("screen"):
             reason, values = _screen(bench, model, plan, seed, screen)
         if reason:
             return Record(trial, "screened", reason=reason, values=values)
-    if plan.recovery.sparsify_epochs:
+    if plan.recovery.sparsify_epochs and plan.start is None:
         with clock.stage("sparsify"):
             model = build(bench, plan, seed)
     details = _facts(bench, model)
@@ -125,7 +121,6 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: _Stopwatc
         score = bench.task.score(onnx_runtime.predictor(path))
     with clock.stage("measure"):
         measurement = measure(bench, [Artifact.of(path)], None)[0]
-    forget_weights(bench, trial)
     values = {bench.task.the_metric.name: score, **values_of(measurement, path, screen)}
     artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
     notes = _notes(plan, measurement)

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
+from autocompress.data import Array, Batch, head
 from autocompress.devices import Device, open_device
+from autocompress.formats import parity
 from autocompress.methods import Context
 from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile
-from autocompress.task import Task
+from autocompress.task import Predict, Task
 
 if TYPE_CHECKING:
     from torch import nn
 
     from autocompress.recovery import Lessons
+
+
+PROBE_SAMPLES, PROBE_BATCHES = 256, 2
+"""Calibration samples on which outputs are compared, and train batches of which batch norms take statistics before."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,31 @@ class Workbench:
     def context(self) -> Context:
         """What methods may look at."""
         return Context(self.task.examples, self.task.split("calibration"), self.profile, loss=self.task.loss)
+
+    @cached_property
+    def probe_samples(self) -> Batch:
+        """Calibration samples on which outputs are compared, a whole number of batches."""
+        size = len(self.task.examples[0])
+        samples = head(self.context.calibration, PROBE_SAMPLES).samples
+        return samples[: max(size, len(samples) // size * size)]
+
+    def probe_outputs(self, predict: Predict) -> Array:
+        """What a model says to these samples."""
+        return parity.outputs_of(predict, self.probe_samples.inputs, batch_size=len(self.task.examples[0]))
+
+    @cached_property
+    def original_outputs(self) -> Array:
+        """What the original says to these samples."""
+        return self.probe_outputs(parity.torch_predictor(self.teacher))
+
+    @cached_property
+    def recalibrated_outputs(self) -> Array:
+        """What it says once its batch norms are recalibrated as those of changed models are."""
+        from autocompress.recovery import recalibrate
+
+        original = copy.deepcopy(self.teacher)
+        recalibrate(original, self.task, batches=PROBE_BATCHES)
+        return self.probe_outputs(parity.torch_predictor(original))
 
     @property
     def reference(self) -> Artifact:

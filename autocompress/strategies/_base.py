@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from autocompress.landscape import Landscape
 from autocompress.objective import Constraint, Objective
 from autocompress.plan import Plan, Scalar
+from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Record, Trial
 from autocompress.registry import Registry
 from autocompress.space import Suggest
@@ -25,6 +27,12 @@ class Problem:
         objectives, constraints: What is better, what is allowed.
         seed: For everything random; the same seed and the same results give the same plans.
         journal: File for Optuna's own view of the search.
+        metric: The task's metric, whether it is an objective or not; by default the first objective.
+        is_percentage: True if it is a share in [0, 1].
+        landscapes: Every architecture as points and what they leave of its layers; the original among them.
+        epoch_s: Seconds of one epoch of recovery of the original.
+        budget_s: Seconds for the whole search, or None.
+        workers: Trials at the same time.
     """
 
     plan: Callable[[Suggest], Plan]
@@ -33,6 +41,17 @@ class Problem:
     constraints: tuple[Constraint, ...]
     seed: int
     journal: Path
+    metric: Objective | None = None
+    is_percentage: bool = True
+    landscapes: Mapping[str, Landscape] = field(default_factory=dict)
+    epoch_s: float = 1.0
+    budget_s: float | None = None
+    workers: int = 1
+
+    @property
+    def the_metric(self) -> Objective:
+        """The task's metric."""
+        return self.metric or self.objectives[0]
 
 
 class SearchStrategy(ABC):
@@ -43,17 +62,26 @@ class SearchStrategy(ABC):
     """
 
     name: ClassVar[str]
+    has_rungs: ClassVar[bool] = False
+    """True if training begins short and is prolonged for the best: a plan then holds the most epochs there are."""
 
     @abstractmethod
     def __init__(self, problem: Problem) -> None: ...
 
     @abstractmethod
-    def ask(self) -> Trial | None:
-        """The next trial, or None when nothing new can be found."""
+    def ask(self) -> Trial | Probe | None:
+        """The next trial, a change to look at before, or None when nothing new can be found."""
 
     @abstractmethod
     def tell(self, record: Record) -> None:
         """Learn from a finished trial, asked here or in an earlier process."""
+
+    def parents(self) -> frozenset[str]:
+        """Digests of finished plans whose weights later trials may start from; the weights of others are deleted."""
+        return frozenset()
+
+    def note(self, entry: Sensitivity) -> None:  # noqa: B027
+        """Learn from a change that was looked at, for strategies that ask for some."""
 
 
 STRATEGIES: Registry[type[SearchStrategy]] = Registry("search strategy", "autocompress.strategies")

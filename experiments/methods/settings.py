@@ -50,7 +50,7 @@ def plan_of(setting: Setting, view: LayerView, profile: HardwareProfile) -> Plan
     steps: dict[str, Settings] = {}
     for name, space in setting.parts:
         method = METHODS[name]()
-        remaining = reduce(lambda left, step: METHODS[step[0]]().leaves(left, step[1]), steps.items(), view)
+        remaining = reduce(lambda left, step: METHODS[step[0]]().leaves(left, step[1], profile), steps.items(), view)
         steps[name] = {**steps.get(name, {}), **method.propose(remaining, wanted, space, profile)}
     return Plan(setting.architecture, tuple(Step(name, found) for name, found in steps.items()), setting.recovery)
 

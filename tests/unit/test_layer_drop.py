@@ -72,7 +72,7 @@ def test_a_block_with_an_excluded_layer_is_left_alone(view: LayerView, profile: 
 def test_later_methods_see_the_view_of_the_model_without_the_blocks(view: LayerView, profile: HardwareProfile) -> None:
     settings = {"layer1.0": {"drop": True}, "layer2.2": {"drop": True}}
     changed = LayerDrop()(DEEP.model(), settings, context_of(DEEP, profile))
-    assert LayerDrop().leaves(view, settings) == layer_view(changed, DEEP.examples)
+    assert LayerDrop().leaves(view, settings, profile) == layer_view(changed, DEEP.examples)
 
 
 def test_a_plan_holds_no_settings_for_layers_that_are_gone(view: LayerView, profile: HardwareProfile) -> None:

@@ -112,7 +112,8 @@ def test_a_trial_cut_short_after_training_is_not_trained_again(
 ) -> None:
     trial = Trial(1, PRUNED, seed=4)
     whole = run_trial(trial, bench)
-    assert kept_weights(bench) == [], "what was kept for a second try is gone with the record"
+    for path in kept_weights(bench):
+        path.unlink()
     with monkeypatch.context() as broken:
         broken.setattr(bench.device, "measure", _lost_device)
         assert run_trial(trial, bench).status == "failed"
@@ -193,7 +194,7 @@ def test_values_are_held_in_a_last_phase_at_a_lower_rate(
     assert held.learning_rate == LATE_RATE < free.learning_rate
     assert record.details["epochs"] == 4
     assert 0 <= record.details["best_epoch"] <= 4
-    assert kept_weights(bench) == [], "of neither phase"
+    assert len(kept_weights(bench)) == 2, "of both phases, for plans that start from this one"
 
 
 def test_values_alone_are_held_in_every_epoch(
@@ -204,13 +205,45 @@ def test_values_alone_are_held_in_every_epoch(
     assert [(asked.epochs, folded) for asked, folded in seen] == [(4, True)]
 
 
-@pytest.mark.parametrize(("fidelity", "epochs"), [(1.0, [3, 1]), (0.5, [1, 1]), (0.01, [1])])
-def test_a_fidelity_is_a_share_of_all_epochs(
-    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch, fidelity: float, epochs: list[int]
+INT8 = Step("quantization", {"outer": {"precision": "int8"}})
+
+
+def test_a_plan_starts_from_the_trained_weights_of_another(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    first = replace(PRUNED, steps=PRUNED.steps[:1], recovery=Recovery(epochs=2))
+    assert run_trial(Trial(1, first), bench).status == "complete"
     seen = phases(monkeypatch)
-    assert run_trial(Trial(1, HELD, fidelity=fidelity), bench).details["epochs"] == sum(epochs)
-    assert [asked.epochs for asked, _ in seen] == epochs
+    more = replace(first, steps=(*first.steps, INT8), recovery=Recovery(), start=first)
+    record = run_trial(Trial(2, more), bench)
+    assert record.status == "complete", record.reason
+    assert seen == [], "the weights are there and nothing needs more training"
+    for path in kept_weights(bench):
+        path.unlink()
+    assert run_trial(Trial(3, more), bench).artifact == record.artifact, "trained again, it is the same"
+    assert [asked.epochs for asked, _ in seen] == [2]
+
+
+def test_a_plan_with_restricted_values_goes_on_where_its_start_ended(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_trial(Trial(1, HELD), bench).status == "complete"
+    seen = phases(monkeypatch)
+    record = run_trial(Trial(2, replace(HELD, recovery=Recovery(epochs=2), start=HELD)), bench)
+    assert record.status == "complete", record.reason
+    assert [(asked.epochs, folded) for asked, folded in seen] == [(2, True)]
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (replace(PRUNED, steps=(Step("low_rank", {"inner": {"rank_ratio": 0.5}}),)), "expected only settings that it"),
+        (replace(PRUNED, steps=(Step("sparsity", {"inner": {"sparsity": 0.5}}),)), "whose later methods have acted"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(bench: Workbench, baseline: Record, start: Plan, message: str) -> None:
+    plan = replace(PRUNED, steps=(*PRUNED.steps[:1], *start.steps) if "later" in message else PRUNED.steps, start=start)
+    assert message in run_trial(Trial(1, plan), bench).reason
 
 
 def test_a_plan_that_only_trains_does_train(bench: Workbench, baseline: Record) -> None:
@@ -226,7 +259,7 @@ def test_plans_share_the_model_that_was_trained_towards_sparsity(
 ) -> None:
     first = run_trial(Trial(1, SLIM), bench, screen(baseline))
     assert first.status == "complete", first.reason
-    assert len(kept_weights(bench)) == 1
+    assert sum("-sparse-" in path.name for path in kept_weights(bench)) == 1
     monkeypatch.setattr(recovery, "sparsify", _trained_again)
     assert run_trial(Trial(2, SLIM), bench).artifact == first.artifact, "computed and read back, it is the same"
     other = replace(SLIM, steps=SLIM.steps[:1], recovery=replace(SLIM.recovery, epochs=0))

@@ -130,7 +130,9 @@ def test_a_penalty_is_only_for_plans_that_remove_something() -> None:
 
 
 def test_later_methods_are_not_asked_for_layers_that_an_earlier_one_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def without_head(method: CompressionMethod, model: LayerView, settings: Settings) -> LayerView:
+    def without_head(
+        method: CompressionMethod, model: LayerView, settings: Settings, profile: HardwareProfile
+    ) -> LayerView:
         return replace(model, layers=tuple(layer for layer in model.layers if layer.name != "head"))
 
     monkeypatch.setattr(METHODS["channel_pruning"], "leaves", without_head)

@@ -1,0 +1,59 @@
+"""From a probe to an entry of the sensitivity table."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from autocompress.artifact import Artifact
+from autocompress.data import head
+from autocompress.errors import AutocompressError, DeviceUnavailable
+from autocompress.formats import onnx_runtime, parity
+from autocompress.pipeline.measuring import QUICK, measure
+from autocompress.pipeline.models import build, finish, is_rebuilt, lower, settle
+from autocompress.pipeline.workbench import PROBE_BATCHES, Workbench
+from autocompress.probe import Probe, Sensitivity
+
+RANGE_SAMPLES = 64
+"""Calibration samples that ranges of activations are taken from in a probe."""
+
+
+def run_probe(probe: Probe, bench: Workbench) -> Sensitivity:
+    """Make one change, recalibrate, and say what it does; a change that can't be made is an entry with the reason.
+
+    Raises:
+        DeviceUnavailable: If there is nothing to measure on.
+    """
+    started = time.perf_counter()
+    try:
+        entry = _run(probe, bench)
+    except DeviceUnavailable:
+        raise
+    except AutocompressError as error:
+        entry = Sensitivity(probe, reason=f"{type(error).__name__}: {error}")
+    return replace(entry, seconds=time.perf_counter() - started)
+
+
+def _run(probe: Probe, bench: Workbench) -> Sensitivity:
+    from autocompress.recovery import recalibrate
+
+    plan, seed = probe.plan, probe.seed
+    model = build(bench, plan, seed)
+    if is_rebuilt(plan):
+        recalibrate(model, bench.task, batches=PROBE_BATCHES)
+    model = finish(settle(bench, model, plan, seed), plan)
+    few = head(bench.context.calibration, RANGE_SAMPLES)
+    _, graph = lower(model, plan, replace(bench.context, calibration=few, seed=seed))
+    path = bench.directory / "artifacts" / f"{plan.digest}.probe.onnx"
+    onnx_runtime.save(graph, path)
+    try:
+        measurement = measure(bench, [Artifact.of(path)], QUICK)[0]
+        found = bench.probe_outputs(onnx_runtime.predictor(path))
+        values = {"latency_ratio": measurement.latency_ratio, "size_bytes": float(path.stat().st_size)}
+    finally:
+        path.unlink(missing_ok=True)
+    classes = not np.issubdtype(bench.probe_samples.targets.dtype, np.floating)
+    expected = bench.recalibrated_outputs if is_rebuilt(plan) else bench.original_outputs
+    return Sensitivity(probe, divergence=parity.divergence(expected, found, classes=classes), values=values)

@@ -1,0 +1,169 @@
+"""What a point costs: latency, size and peak memory relative to the baseline, from the work of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.landscape import Landscape, Work
+from autocompress.plan import ORIGINAL
+from autocompress.strategies._guided.regression import Fit, fit
+
+COSTS = ("latency_ms", "size_bytes", "peak_memory_bytes")
+"""What is reckoned with, each as a share of the baseline's."""
+
+FLOAT_BYTES = 4
+NOISE = {"latency_ms": 0.02, "size_bytes": 0.005, "peak_memory_bytes": 0.05}
+"""Relative error of one measurement, and of what the features can say."""
+
+MOST_ROWS = 600
+"""Observations that are kept, the latest ones beside the table."""
+
+SPEED = {"fp32": 0.8}
+OTHER_SPEED = 0.4
+"""Time of all multiply-adds in a precision as a share of the baseline's latency, before anything is measured."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    features: Mapping[str, Array]
+    values: Mapping[str, float]
+
+
+class CostModel:
+    """Predicts costs; learns from every file that was measured.
+
+    Latency is linear in the multiply-adds by kind of layer and precision, the layers that are left, the changes of
+    precision between them, and, for each layer of the original, what it deviates from that. Size is what the weights
+    take as encodings store them, and something for each layer. All coefficients begin with a belief.
+
+    Args:
+        landscapes: By architecture; the original among them.
+    """
+
+    def __init__(self, landscapes: Mapping[str, Landscape]) -> None:
+        self._landscapes = landscapes
+        original = landscapes[ORIGINAL]
+        self._layers = len(original.layers)
+        self._macs = float(max(1, sum(original.macs)))
+        self._bytes = float(max(1, FLOAT_BYTES * sum(original.weights)))
+        pairs = {
+            (kind, precision)
+            for landscape in landscapes.values()
+            for kind in landscape.kinds
+            for precision in landscape.precisions
+        }
+        self._pairs = sorted(pairs)
+        self._rows: dict[int, _Row] = {}
+        self._fits: dict[str, Fit] = {}
+
+    def learn(self, number: int, architecture: str, point: Array, values: Mapping[str, float]) -> None:
+        """Take in what was measured of a point.
+
+        Args:
+            number: Of the trial, or a negative one; the order of observations does not depend on when they came.
+            architecture: Its architecture.
+            point: Options (sites,).
+            values: Costs as shares of the baseline's; those missing are not learned from.
+        """
+        features = self._features(architecture, point[None])
+        self._rows[number] = _Row({name: rows[0] for name, rows in features.items()}, values)
+        if len(self._rows) > MOST_ROWS:
+            del self._rows[min(key for key in self._rows if key > 0)]
+        self._fits = {}
+
+    def predict(self, architecture: str, points: Array) -> dict[str, tuple[Array, Array]]:
+        """Expected costs of points (points, sites) and their standard deviations, by name."""
+        features = self._features(architecture, points)
+        found = {}
+        for name in COSTS:
+            mean, deviation = self._fit(name).predict(features[name])
+            found[name] = np.maximum(mean, 0.001), np.hypot(deviation, NOISE[name] * np.abs(mean))
+        return found
+
+    def _fit(self, name: str) -> Fit:
+        if name not in self._fits:
+            rows = [row for _, row in sorted(self._rows.items()) if name in row.values]
+            mean, deviation = getattr(self, f"_prior_of_{name}")()
+            features = np.array([row.features[name] for row in rows]).reshape(len(rows), len(mean))
+            values = np.array([row.values[name] for row in rows])
+            self._fits[name] = fit(features, values, NOISE[name] * np.abs(values) + 1e-4, mean, deviation)
+        return self._fits[name]
+
+    # -- features ------------------------------------------------------------------------------------------------
+
+    def _features(self, architecture: str, points: Array) -> dict[str, Array]:
+        landscape = self._landscapes[architecture]
+        work = landscape.work(points)
+        return {
+            "latency_ms": self._latency_features(landscape, work),
+            "size_bytes": self._size_features(landscape, work),
+            "peak_memory_bytes": self._memory_features(work),
+        }
+
+    def _latency_features(self, landscape: Landscape, work: Work) -> Array:
+        columns = [np.ones(len(work.macs))]
+        there, share = work.is_there, work.macs / self._macs
+        names = np.array(landscape.precisions)[work.precision]
+        kinds = np.array(landscape.kinds)
+        for kind, precision in self._pairs:
+            chosen = there & (names == precision) & (kinds == kind)
+            columns += [(share * chosen).sum(axis=1), chosen.sum(axis=1) / self._layers]
+        columns += [_switches(work.precision, there) / self._layers]
+        columns += [((work.parts - 1) * there).sum(axis=1) / self._layers]
+        own = share if landscape.architecture == ORIGINAL else np.zeros((len(share), self._layers))
+        is_float = work.precision == 0 if landscape.architecture == ORIGINAL else np.zeros(own.shape, bool)
+        return np.column_stack([*columns, own * is_float, own * ~is_float])
+
+    def _prior_of_latency_ms(self) -> tuple[Array, Array]:
+        mean, deviation = [0.03], [0.05]
+        for _, precision in self._pairs:
+            mean += [SPEED.get(precision, OTHER_SPEED), 0.1]
+            deviation += [0.3, 0.15]
+        mean += [0.3, 0.2]
+        deviation += [0.3, 0.3]
+        layers = 2 * self._layers
+        return np.array(mean + [0.0] * layers), np.array(deviation + [0.4] * layers)
+
+    def _size_features(self, landscape: Landscape, work: Work) -> Array:
+        there = work.is_there
+        whole = work.precision > 0
+        columns = [
+            np.ones(len(work.macs)),
+            work.stored_bytes.sum(axis=1) / self._bytes,
+            there.sum(axis=1) / self._layers,
+            (whole & there).sum(axis=1) / self._layers,
+            ((work.parts - 1) * there).sum(axis=1) / self._layers,
+            (((work.stored_bytes < work.weights) & there).sum(axis=1)) / self._layers,
+        ]
+        return np.column_stack(columns)
+
+    def _prior_of_size_bytes(self) -> tuple[Array, Array]:
+        return np.array([0.0, 1.0, 0.0, 0.01, 0.0, 0.005]), np.array([0.05, 0.05, 0.05, 0.05, 0.05, 0.05])
+
+    def _memory_features(self, work: Work) -> Array:
+        unpacked = work.weights * np.where(work.precision == 0, FLOAT_BYTES, 1)
+        columns = [
+            np.ones(len(work.macs)),
+            work.stored_bytes.sum(axis=1) / self._bytes,
+            unpacked.sum(axis=1) / self._bytes,
+            (work.macs / self._macs).sum(axis=1),
+        ]
+        return np.column_stack(columns)
+
+    def _prior_of_peak_memory_bytes(self) -> tuple[Array, Array]:
+        return np.array([0.5, 0.2, 0.2, 0.1]), np.array([0.5, 0.3, 0.3, 0.3])
+
+
+def _switches(precision: Array, there: Array) -> Array:
+    """How often the precision changes from one layer that is there to the next (points,)."""
+    counts = np.zeros(len(precision))
+    last = np.full(len(precision), -1)
+    for layer in range(precision.shape[1]):
+        here = there[:, layer]
+        counts += here & (last >= 0) & (last != precision[:, layer])
+        last = np.where(here, precision[:, layer], last)
+    return counts

@@ -1,0 +1,82 @@
+"""How much each change of a landscape hurts, from the sensitivity table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.landscape import Effect, Landscape
+from autocompress.plan import Scalar
+
+LEAST = 1e-5
+"""A divergence below which outputs count as the same."""
+
+UNKNOWN = 0.05
+"""The divergence that a change is taken to cause where nothing like it was looked at."""
+
+Key = tuple[str, str, tuple[tuple[str, Scalar], ...]]
+"""Method, layer and setting of a change, whatever the architecture."""
+
+
+def key_of(landscape: Landscape, change: int) -> Key:
+    """What a change is called in every architecture that has it."""
+    number, option = landscape.changes[change]
+    site = landscape.sites[number]
+    setting = tuple(sorted((name.rpartition("/")[2], value) for name, value in site.options[option].items()))
+    return site.method, site.layer, setting
+
+
+def damages(landscape: Landscape, known: Mapping[Key, float]) -> Array:
+    """Divergence by change (changes,), each at least `LEAST`.
+
+    Changes not looked at are taken to hurt as the median of those with the same setting elsewhere does, else as that
+    of the method. What takes more from a layer than another change of the same kind does not hurt less.
+
+    Args:
+        landscape: Of any architecture; one with the layer names of the original shares its entries.
+        known: Divergences that were measured.
+    """
+    like: dict[tuple[object, ...], list[float]] = {}
+    for (method, _, setting), value in known.items():
+        like.setdefault((method, setting), []).append(value)
+        like.setdefault((method,), []).append(value)
+    found = np.empty(len(landscape.changes))
+    for change in range(len(found)):
+        method, layer, setting = key_of(landscape, change)
+        similar = like.get((method, setting)) or like.get((method,)) or [UNKNOWN]
+        found[change] = max(LEAST, known.get((method, layer, setting), median(similar)))
+    for site, options in enumerate(landscape.effects):
+        first = int(landscape.offsets[site])
+        for chain in _chains(options[1:]):
+            rows = [first + option for option in chain]
+            found[rows] = np.exp(_increasing(np.log(found[rows])))
+    return found
+
+
+def _chains(options: Sequence[Effect]) -> list[list[int]]:
+    """Options of one precision and number of parts, from the one that leaves most to the one that leaves least."""
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for index, effect in enumerate(options):
+        kinds.setdefault((effect.precision, effect.parts), []).append(index)
+    return [sorted(chain, key=lambda index: -_left(options[index])) for chain in kinds.values()]
+
+
+def _left(effect: Effect) -> float:
+    return sum(effect.macs) + sum(
+        weights * min(bits, 1 + density * bits)
+        for weights, bits, density in zip(effect.weights, effect.bits, effect.density, strict=True)
+    )
+
+
+def _increasing(values: Array) -> Array:
+    """The nearest numbers that do not decrease, by pooling neighbors that do (isotonic regression)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        pools.append((float(value), 1))
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            (left, m), (right, n) = pools[-2], pools[-1]
+            pools[-2:] = [((left * m + right * n) / (m + n), m + n)]
+    return np.array([value for value, count in pools for _ in range(count)])

@@ -1,0 +1,110 @@
+"""What the guided strategy believes: costs, losses and seconds of points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.landscape import Landscape
+from autocompress.plan import ORIGINAL
+from autocompress.record import Record
+from autocompress.strategies._guided.accuracy import AccuracyModel
+from autocompress.strategies._guided.costs import COSTS, CostModel
+
+FIXED_S = 5.0
+"""Seconds of a trial beside its training, before one has ended."""
+
+SHORTEST_S = 0.01
+
+TEACHER = 0.35
+"""Share of the time of an epoch that does not shrink with the model."""
+
+LATEST = 32
+"""Trials that times are learned from."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished trial as the models see it.
+
+    Args:
+        number: Of the trial.
+        architecture: Of its model.
+        point: Its options (sites,).
+        epochs: Training that counts for it, that of relatives included.
+        rung: How often its training was prolonged.
+        loss: Points of the metric lost against the baseline.
+        shares: Costs as shares of the baseline's.
+        record: All there is.
+    """
+
+    number: int
+    architecture: str
+    point: Array
+    epochs: float
+    rung: int
+    loss: float
+    shares: Mapping[str, float]
+    record: Record
+
+
+class Models:
+    """Beliefs about costs, losses and seconds, refitted on every result.
+
+    Args:
+        landscapes: By architecture; the original among them.
+        damages: Divergence of each change, by architecture.
+        epoch_s: Seconds of one epoch of the original, measured before the search.
+    """
+
+    def __init__(self, landscapes: Mapping[str, Landscape], damages: Mapping[str, Array], epoch_s: float) -> None:
+        self._landscapes, self._epoch_s = landscapes, epoch_s
+        self.costs = CostModel(landscapes)
+        self.accuracy = AccuracyModel(landscapes, damages)
+        self._fixed: dict[int, float] = {}
+        self._pace: dict[int, float] = {}
+
+    def learn(self, result: Result) -> None:
+        """Take in a result."""
+        self.costs.learn(result.number, result.architecture, result.point, result.shares)
+        self.accuracy.learn(result.number, result.architecture, result.point, epochs=result.epochs, loss=result.loss)
+        if not result.number:
+            return
+        trained_s = result.record.seconds.get("recover", 0.0)
+        self._fixed[result.number] = result.record.elapsed_s - trained_s
+        own = result.record.plan.recovery.epochs
+        if own:
+            expected_s = own * float(self._relative_epoch(result.architecture, result.point[None])[0])
+            self._pace[result.number] = trained_s / max(expected_s * self._epoch_s, 1e-9)
+
+    @property
+    def fixed_s(self) -> float:
+        """Seconds of a trial beside its training."""
+        latest = [seconds for _, seconds in sorted(self._fixed.items())[-LATEST:]]
+        return max(SHORTEST_S, float(np.median(latest))) if latest else FIXED_S
+
+    def epoch_s(self, architecture: str, points: Array) -> Array:
+        """Seconds of an epoch of points (points,)."""
+        latest = [pace for _, pace in sorted(self._pace.items())[-LATEST:]]
+        pace = float(np.median(latest)) if latest else 1.0
+        seconds: Array = pace * self._epoch_s * self._relative_epoch(architecture, points)
+        return seconds
+
+    def _relative_epoch(self, architecture: str, points: Array) -> Array:
+        macs = self._landscapes[architecture].work(points).macs.sum(axis=1)
+        share: Array = TEACHER + (1 - TEACHER) * macs / max(1, sum(self._landscapes[ORIGINAL].macs))
+        return share
+
+    def price(self, architecture: str, objectives: tuple[str, ...], epochs: float) -> Callable[[Array], Array]:
+        """Loss after so many epochs and logarithms of the costs among the objectives, for the solver."""
+        names = [name for name in objectives if name in COSTS]
+
+        def terms(points: Array) -> Array:
+            loss, _ = self.accuracy.predict(architecture, points, np.full(len(points), epochs))
+            costs = self.costs.predict(architecture, points)
+            return np.column_stack([loss, *(np.log(costs[name][0]) for name in names)])
+
+        return terms

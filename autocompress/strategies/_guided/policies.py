@@ -1,0 +1,110 @@
+"""A few numbers that say how much of each method there is, decoded through the table; Optuna's TPE searches them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState
+
+from autocompress.data import Array
+from autocompress.landscape import Landscape
+
+Policy = Mapping[str, float | str]
+"""`architecture`, and for each method how much of what it could save is saved, in [0, 1]."""
+
+LATEST = 200
+"""Results that the sampler looks at."""
+
+
+def savings(landscape: Landscape) -> Array:
+    """What each change alone saves of the multiply-adds and of the bytes, summed as shares (changes,)."""
+    points = np.zeros((len(landscape.changes) + 1, len(landscape.sites)), np.int64)
+    for change, (site, option) in enumerate(landscape.changes):
+        points[change + 1, site] = option
+    work = landscape.work(points)
+    slow = work.macs * np.where(work.precision > 0, 0.5, 1.0)
+    macs, stored = slow.sum(axis=1), work.stored_bytes.sum(axis=1)
+    saved: Array = (1 - macs / max(macs[0], 1))[1:] + (1 - stored / max(stored[0], 1))[1:]
+    return np.maximum(saved, 0.0)
+
+
+class PolicySpace:
+    """The policies of some landscapes.
+
+    Args:
+        landscapes: By architecture.
+        damages: Divergence of each change, by architecture.
+    """
+
+    def __init__(self, landscapes: Mapping[str, Landscape], damages: Mapping[str, Array]) -> None:
+        self._landscapes = landscapes
+        self._savings = {name: savings(landscape) for name, landscape in landscapes.items()}
+        self._order = {
+            name: np.argsort(damages[name] / (self._savings[name] + 1e-6), kind="stable") for name in landscapes
+        }
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What a policy consists of."""
+        methods = sorted({method for landscape in self._landscapes.values() for method in landscape.methods})
+        found: dict[str, BaseDistribution] = {"architecture": CategoricalDistribution(tuple(self._landscapes))}
+        return found | {method: FloatDistribution(0.0, 1.0) for method in methods}
+
+    def encode(self, architecture: str, point: Array) -> Policy:
+        """How much of each method a point has."""
+        landscape, saved = self._landscapes[architecture], self._savings[architecture]
+        policy: dict[str, float | str] = dict.fromkeys(self.distributions(), 0.0)
+        policy["architecture"] = architecture
+        most, own = dict.fromkeys(policy, 0.0), dict.fromkeys(policy, 0.0)
+        for site, size in enumerate(landscape.sizes):
+            start, method = int(landscape.offsets[site]), landscape.sites[site].method
+            most[method] += float(saved[start : start + size - 1].max())
+            if point[site]:
+                own[method] += float(saved[start + point[site] - 1])
+        return policy | {method: min(1.0, own[method] / most[method]) for method in policy if most[method] > 0}
+
+    def decode(self, policy: Policy) -> tuple[str, Array]:
+        """Architecture and point of a policy: of each method the changes that hurt least for what they save."""
+        architecture = str(policy["architecture"])
+        landscape, saved = self._landscapes[architecture], self._savings[architecture]
+        point = landscape.neutral()
+        most: dict[str, float] = {}
+        for site, size in enumerate(landscape.sizes):
+            start, method = int(landscape.offsets[site]), landscape.sites[site].method
+            most[method] = most.get(method, 0.0) + float(saved[start : start + size - 1].max())
+        own = dict.fromkeys(most, 0.0)
+        for change in self._order[architecture]:
+            site, option = landscape.changes[change]
+            method = landscape.sites[site].method
+            before = saved[landscape.offsets[site] + point[site] - 1] if point[site] else 0.0
+            if own[method] < float(policy[method]) * most[method] - 1e-9 and saved[change] > before:
+                own[method] += float(saved[change] - before)
+                point[site] = option
+        return architecture, landscape.canonical(point[None])[0]
+
+    def suggest(self, results: Sequence[tuple[Policy, Sequence[float]]], count: int, seed: int) -> list[Policy]:
+        """Policies that TPE expects something of.
+
+        Args:
+            results: Policies that were tried, and their costs, less being better; the latest are looked at.
+            count: How many to suggest.
+            seed: For the sampler.
+        """
+        space = self.distributions()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            axes = len(results[0][1]) if results else 1
+            sampler = TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
+            study = optuna.create_study(directions=["minimize"] * axes, sampler=sampler)
+            for policy, costs in results[-LATEST:]:
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.COMPLETE, params=dict(policy), distributions=space, values=list(costs)
+                    )
+                )
+            return [dict(study.ask(space).params) for _ in range(count)]

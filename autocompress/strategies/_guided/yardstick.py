@@ -1,0 +1,69 @@
+"""What results and predictions are worth: losses, shares of the baseline, and axes of the hypervolume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.objective import MEASURED
+from autocompress.strategies._base import Problem
+from autocompress.strategies._guided.costs import COSTS
+
+HALF_WORTH = 2.0
+"""Points of loss at which a model is worth half of one that loses nothing."""
+
+Cost = tuple[Array, Array]
+"""Expected values and standard deviations."""
+
+
+class Yardstick:
+    """Measures everything against the baseline.
+
+    Args:
+        problem: Objectives, constraints and the metric.
+        baseline: Values of the baseline.
+    """
+
+    def __init__(self, problem: Problem, baseline: Mapping[str, float]) -> None:
+        self._problem, self._baseline = problem, baseline
+
+    def loss(self, value: float) -> float:
+        """Points of the metric lost against the baseline, percent of it for metrics that are no shares."""
+        metric = self._problem.the_metric
+        level = self._baseline[metric.name]
+        lost = level - value if metric.direction == "maximize" else value - level
+        return 100 * lost / (1.0 if self._problem.is_percentage else max(abs(level), 1e-12))
+
+    def shares(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Costs as shares of the baseline's."""
+        names = [objective.name for objective in MEASURED if objective.name in values]
+        return {name: values[name] / max(self._baseline[name], 1e-12) for name in names}
+
+    def axes(self, loss: Array, shares: Mapping[str, Array]) -> Array:
+        """Costs by objective, in [0, 1] for what is worth anything (points, objectives).
+
+        The axis of the metric is bent: a point of loss counts for more near the baseline than far from it.
+        """
+        columns = [
+            np.maximum(shares[objective.name], 0.0)
+            if objective.name in COSTS
+            else 1 - np.exp2(-np.maximum(loss, 0.0) / HALF_WORTH)
+            for objective in self._problem.objectives
+        ]
+        return np.column_stack(columns)
+
+    def allowed(self, loss: Array, costs: Mapping[str, Cost]) -> Array:
+        """How likely points obey the constraints, at some loss (points,)."""
+        likely = np.ones(len(loss))
+        for constraint in self._problem.constraints:
+            bound = constraint.bound(self._baseline)
+            if constraint.name in COSTS:
+                mean, deviation = costs[constraint.name]
+                distance = (bound / max(self._baseline[constraint.name], 1e-12) - mean) / np.maximum(deviation, 1e-9)
+                below = 1 / (1 + np.exp(-1.7 * np.clip(distance, -20, 20)))  # close to the normal distribution
+                likely *= below if constraint.operator == "<=" else 1 - below
+            elif constraint.name == self._problem.the_metric.name:
+                likely *= loss <= self.loss(bound)
+        return likely

@@ -1,0 +1,125 @@
+"""The strategies that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, TPESampler
+
+from autocompress.front import pareto_front
+from autocompress.plan import Scalar
+from autocompress.planner import record_answers
+from autocompress.record import Record, Trial
+from autocompress.space import Suggest, neutral
+from autocompress.strategies import STRATEGIES, SearchStrategy
+from autocompress.strategies._base import Problem
+from autocompress.strategies._guided.solver import mutations
+from autocompress.strategies._optuna import OptunaStrategy
+from autocompress.strategies.guided import Guided, Parts
+
+
+class UnivariateTPE(OptunaStrategy):
+    """Optuna's default sampler."""
+
+    name = "tpe_univariate"
+
+    def make_sampler(self, seed: int) -> BaseSampler:
+        """TPE that looks at each knob by itself."""
+        return TPESampler(seed=seed)
+
+
+class NSGA3(OptunaStrategy):
+    """Optuna's NSGA-III with the population of our NSGA-II."""
+
+    name = "nsga3"
+
+    def make_sampler(self, seed: int) -> BaseSampler:
+        """An NSGA-III sampler."""
+        return NSGAIIISampler(seed=seed, population_size=20)
+
+
+class GP(OptunaStrategy):
+    """Optuna's Gaussian process."""
+
+    name = "gp"
+
+    def make_sampler(self, seed: int) -> BaseSampler:
+        """A GP sampler."""
+        return GPSampler(seed=seed)
+
+
+class UniformThenLocal(OptunaStrategy):
+    """Uniform policies, then random changes of one to three sites of the front."""
+
+    name = "uniform_local"
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._records: list[Record] = []
+
+    def make_sampler(self, seed: int) -> BaseSampler:
+        """Answers what local search leaves open."""
+        return STRATEGIES["random"].make_sampler(self, seed)  # type: ignore[attr-defined, no-any-return]
+
+    def ask(self) -> Trial | None:
+        """A policy, else a change of a model of the front."""
+        if not self._policies:
+            rng = np.random.default_rng([self._problem.seed, self._next])
+            front = pareto_front(self._records, self._problem.objectives)
+            for _ in range(100):
+                record = front[int(rng.integers(len(front)))]
+                landscape = self._problem.landscapes[record.plan.architecture]
+                parent = landscape.point(record.trial.proposal.params)
+                point = mutations(landscape, [parent], 1, rng)[0]
+                asked = self._answers(landscape.answers(point))
+                if self._problem.plan(_replayed(asked)).digest not in self._seen:
+                    self._study.enqueue_trial(dict(asked))
+                    return self._propose(self._next, self.name, 0)
+        return super().ask()
+
+    def _answers(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """All answers behind a point, the neutral ones too."""
+        asked: dict[str, Scalar] = {}
+        self._problem.plan(record_answers(_replayed(given), asked))
+        return asked
+
+    def tell(self, record: Record) -> None:
+        """Keep what was found."""
+        self._records.append(record)
+        super().tell(record)
+
+
+def _replayed(answers: Mapping[str, Scalar]) -> Suggest:
+    """The answers, and the neutral one for all other knobs."""
+    return lambda name, knob: answers.get(name, neutral(knob))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A strategy under test.
+
+    Args:
+        make: Builds it.
+        policies: Whether it is given the uniform policies to begin with.
+    """
+
+    make: Callable[[Problem], SearchStrategy]
+    policies: bool = False
+
+
+CONTENDERS: dict[str, Contender] = {
+    "random": Contender(STRATEGIES["random"]),
+    "tpe_univariate": Contender(UnivariateTPE),
+    "tpe": Contender(STRATEGIES["tpe"]),
+    "nsga2": Contender(STRATEGIES["nsga2"]),
+    "nsga3": Contender(NSGA3),
+    "gp": Contender(GP),
+    "policies_tpe": Contender(STRATEGIES["tpe"], policies=True),
+    "uniform_local": Contender(UniformThenLocal, policies=True),
+    "guided": Contender(Guided, policies=True),
+    "guided_without_table": Contender(lambda problem: Guided(problem, Parts(table=False)), policies=True),
+    "guided_without_refit": Contender(lambda problem: Guided(problem, Parts(refit=False)), policies=True),
+    "guided_without_uniform": Contender(lambda problem: Guided(problem, Parts(uniform=False)), policies=True),
+}
