@@ -407,6 +407,7 @@ class _Session:
                 name: landscape(config.space, plan, view, config.profile) for name, view in self._survey.models.items()
             },
             epoch_s=self._survey.epoch_s,
+            epoch_steps=self._survey.epoch_steps,
             budget_s=config.budget_s,
             workers=config.workers,
         )

@@ -100,8 +100,8 @@ class RecoverySpace:
     student_epochs: int | Literal["auto"] = "auto"
     learning_rate: float = 0.003
     student_learning_rate: float = 0.01
-    temperature: float = 2.0
-    alpha: float = 0.5
+    temperature: float = 4.0
+    alpha: float = 0.1
     feature_weight: float = 0.0
     penalty: Penalty = "none"
     penalty_weight: float = 0.0

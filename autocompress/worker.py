@@ -63,11 +63,13 @@ class Survey:
         models: Architecture name to its layers.
         refused: Architecture name to why it can't be built.
         epoch_s: Seconds of one epoch of recovery of the original.
+        epoch_steps: Steps of such an epoch.
     """
 
     models: Mapping[str, LayerView]
     refused: Mapping[str, str]
     epoch_s: float
+    epoch_steps: int
 
 
 def describe(source: TaskSource, space: SearchSpace) -> Description:
@@ -99,7 +101,8 @@ def survey(assignment: Assignment, space: SearchSpace) -> Survey:
 
     bench = _bench(assignment)
     models, refused = survey_architectures(bench, space)
-    return Survey(models, refused, epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss))
+    epoch_s = epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss)
+    return Survey(models, refused, epoch_s, bench.lessons.steps)
 
 
 def warm_up(assignment: Assignment) -> None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 LATE_SHARE = 0.25
 """Share of the epochs in which values are held, for plans that change the structure too."""
 
-LATE_RATE = 0.003
-"""Peak learning rate while values are held, at most: coarse values follow larger steps badly.
+LATE_RATE_SHARE = 1 / 3
+"""Share of the peak learning rate while values are held: coarse values follow larger steps badly.
 
 On the digits example (weights of 3 bits, 3 seeds) students trained at 0.01 reach 96.7 % at that rate, 99.2 % at 0.003;
 pruned originals 98.5 % at 0.003 and 98.9 % at 0.001, with 2 bits 81 and 73 %.
@@ -144,7 +144,7 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
     is_held = phase == "settled"
     recovery = replace(trial.plan.recovery, epochs=epochs)
     if is_held:
-        recovery = replace(recovery.without_penalty(), learning_rate=min(LATE_RATE, recovery.learning_rate))
+        recovery = replace(recovery.without_penalty(), learning_rate=LATE_RATE_SHARE * recovery.learning_rate)
     reached = recover(
         model,
         bench.lessons,

@@ -31,6 +31,7 @@ class Problem:
         is_percentage: True if it is a share in [0, 1].
         landscapes: Every architecture as points and what they leave of its layers; the original among them.
         epoch_s: Seconds of one epoch of recovery of the original.
+        epoch_steps: Steps of such an epoch.
         budget_s: Seconds for the whole search, or None.
         workers: Trials at the same time.
     """
@@ -45,6 +46,7 @@ class Problem:
     is_percentage: bool = True
     landscapes: Mapping[str, Landscape] = field(default_factory=dict)
     epoch_s: float = 1.0
+    epoch_steps: int = 140
     budget_s: float | None = None
     workers: int = 1
 

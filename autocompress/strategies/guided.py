@@ -58,7 +58,11 @@ MOST_RANKED = 60
 QUANTILES = np.array([-1.64, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.64])
 """Standard normal numbers that stand for a tenth of all each."""
 
+LEAST_GAIN = 5e-4
+"""Gain of hypervolume below which a model is not told from its neighbors: the grid is no finer, nor is a score."""
+
 NEXT_TO_NOTHING = 1e-9
+"""What decides where no candidate promises anything: how likely it obeys the constraints, and its time."""
 
 
 @dataclass(frozen=True)
@@ -498,7 +502,7 @@ class Guided(SearchStrategy):
 
     def _models_before(self, number: int) -> Models:
         """The models on the table and the results of trials before a number."""
-        models = Models(self._landscapes, self._damages, self._problem.epoch_s)
+        models = Models(self._landscapes, self._damages, self._problem.epoch_s, self._problem.epoch_steps)
         original = self._landscapes[ORIGINAL]
         for index, (digest, entry) in enumerate(sorted(self._table.items())):
             if not entry.reason:
@@ -563,14 +567,17 @@ class Guided(SearchStrategy):
         mean, deviation = models.accuracy.predict(name, points, candidates.total)
         costs = models.costs.predict(name, points)
         shares = {cost: value for cost, (value, _) in costs.items()}
-        total = np.zeros(len(points))
+        total, allowed = np.zeros(len(points)), np.zeros(len(points))
         for quantile in QUANTILES:
             loss = restored(mean + quantile * deviation)
-            total += gain.of(self._yardstick.axes(loss, shares)) * self._yardstick.allowed(loss, costs)
+            likely = self._yardstick.allowed(loss, costs)
+            total += gain.of(self._yardstick.axes(loss, shares)) * likely / len(QUANTILES)
+            allowed += likely / len(QUANTILES)
+        total[total < LEAST_GAIN] = 0.0
         missing = np.maximum(candidates.total - candidates.before, candidates.own)
         rungs = 1 + np.log(np.maximum(missing / np.maximum(candidates.own, 1), 1)) / math.log(ETA)
         seconds = rungs * models.fixed_s + missing * models.epoch_s(name, points)
-        worth: Array = (total / len(QUANTILES) + NEXT_TO_NOTHING) / seconds
+        worth: Array = (total + NEXT_TO_NOTHING * (allowed + total)) / seconds
         return worth
 
     # -- small things --------------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ class Arena:
             is_percentage=metric.is_percentage,
             landscapes={name: landscape(self._space, plan, view, self._profile) for name, view in models.items()},
             epoch_s=epoch_s,
+            epoch_steps=self._bench.lessons.steps,
         )
 
     def problem(self, seed: int, journal: Path, *, policies: bool) -> Problem:

@@ -28,7 +28,6 @@ from autocompress.pipeline import (
     score_test,
     survey_architectures,
 )
-from autocompress.pipeline.recovering import LATE_RATE
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.record import Record, Trial
 from autocompress.recovery import Lessons, Recovered
@@ -191,7 +190,7 @@ def test_values_are_held_in_a_last_phase_at_a_lower_rate(
     assert record.status == "complete", record.reason
     (free, first), (held, second) = seen
     assert [(free.epochs, first), (held.epochs, second)] == [(3, False), (1, True)]
-    assert held.learning_rate == LATE_RATE < free.learning_rate
+    assert held.learning_rate == free.learning_rate / 3
     assert record.details["epochs"] == 4
     assert 0 <= record.details["best_epoch"] <= 4
     assert len(kept_weights(bench)) == 2, "of both phases, for plans that start from this one"

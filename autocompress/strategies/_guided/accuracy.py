@@ -23,8 +23,11 @@ MOST_ROWS = 240
 NOISE = 0.08
 """Standard deviation of an observed loss, on the compressed scale: what a few hundred validation samples give."""
 
-RECOVERED = 0.35
-"""Share of a loss that an epoch of recovery leaves, before any trial has shown it."""
+RECOVERY = 0.6
+"""A loss falls with the training to the power of this, before any trial has shown it."""
+
+STEPS_OF_UNIT = 140
+"""Steps of training that are one unit of it, so that small data sets need more epochs."""
 
 LENGTHS = (1.0, 2.0, 4.0)
 AMPLITUDES = (0.15, 0.3, 0.6, 1.2)
@@ -72,14 +75,18 @@ class AccuracyModel:
     Args:
         landscapes: By architecture; the original among them.
         damages: Divergence of each change, by architecture.
+        epoch_steps: Steps of an epoch.
 
     References:
         Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, section 2.2.
     """
 
-    def __init__(self, landscapes: Mapping[str, Landscape], damages: Mapping[str, Array]) -> None:
+    def __init__(
+        self, landscapes: Mapping[str, Landscape], damages: Mapping[str, Array], epoch_steps: int = STEPS_OF_UNIT
+    ) -> None:
         self._landscapes = landscapes
         self._damages = damages
+        self._epoch_steps = epoch_steps
         self._numbers = {name: number for number, name in enumerate(landscapes)}
         self._methods = sorted({method for landscape in landscapes.values() for method in landscape.methods})
         counts = [len(landscape.changes) for landscape in landscapes.values()]
@@ -133,17 +140,17 @@ class AccuracyModel:
         by_method, by_segment, total = hurt @ method, hurt @ segment, hurt.sum(axis=1)
         macs = sum(landscape.macs) / self._macs
         student = 0.0 if architecture == ORIGINAL else 1.0
-        trained = np.log2(1 + epochs)
-        kept = np.where(epochs > 0, RECOVERED, 1.0) * (1 + epochs) ** -0.3
-        expected = compressed(25 * total**0.8 * kept + student * 6 * max(0.0, 1 - macs) * (1 + epochs) ** -0.3)
+        units = epochs * self._epoch_steps / STEPS_OF_UNIT
+        trained, kept = np.log2(1 + units), (1 + units) ** -RECOVERY
+        expected = compressed((25 * total**0.8 + student * 60) * kept)
         ones = np.ones(len(points))
         trend = np.column_stack(
             [
                 0.5 * ones,
                 expected,
-                0.3 * _squeezed(by_method),
-                0.2 * trained,
-                0.3 * trained * expected / 3,
+                0.2 * _squeezed(by_method),
+                0.1 * trained,
+                0.2 * trained * expected / 3,
                 student * ones,
                 student * -np.log2(max(macs, 1e-3)) * 0.5 * ones,
             ]
@@ -202,7 +209,7 @@ class _Process:
         return solution
 
 
-TREND, SLOPE, ARCHITECTURE = 0.25, 0.3, 0.04
+TREND, SLOPE, ARCHITECTURE = 0.15, 0.3, 0.04
 """Variances: of the coefficients of the trend, how much less that of the table's own, of the level of a network."""
 
 

@@ -58,12 +58,15 @@ class Models:
         landscapes: By architecture; the original among them.
         damages: Divergence of each change, by architecture.
         epoch_s: Seconds of one epoch of the original, measured before the search.
+        epoch_steps: Steps of an epoch.
     """
 
-    def __init__(self, landscapes: Mapping[str, Landscape], damages: Mapping[str, Array], epoch_s: float) -> None:
+    def __init__(
+        self, landscapes: Mapping[str, Landscape], damages: Mapping[str, Array], epoch_s: float, epoch_steps: int
+    ) -> None:
         self._landscapes, self._epoch_s = landscapes, epoch_s
         self.costs = CostModel(landscapes)
-        self.accuracy = AccuracyModel(landscapes, damages)
+        self.accuracy = AccuracyModel(landscapes, damages, epoch_steps)
         self._fixed: dict[int, float] = {}
         self._pace: dict[int, float] = {}
 

@@ -33,7 +33,8 @@ def nearest(landscape: Landscape, points: Array, relatives: Sequence[Relative], 
     """For each point the relative whose training is worth most to it.
 
     A relative has some or all of the changes of structure, factors and zeros of the point and none beside them, and
-    what is missing comes after what it has. Its epochs count as far as what they repaired is the same.
+    what is missing comes after what it has. Its epochs count as far as what they repaired is the same: restricted
+    values alone leave nothing to begin with.
 
     Args:
         landscape: Whose points.
@@ -58,9 +59,9 @@ def nearest(landscape: Landscape, points: Array, relatives: Sequence[Relative], 
         too_late = (own > 0) & (begun == 0) & (turns < last)
         fits: Array = ((begun == 0) | (begun == own)).all(axis=1) & ~too_late.any(axis=1)
         repaired = float((landscape.one_hot(begun[None]) @ damage)[0])
-        alike = np.where(hurt > 0, repaired / np.maximum(hurt, 1e-12), 1.0)
+        alike = repaired / np.maximum(hurt, 1e-12)
         if is_student:  # its weights were trained from nothing
-            alike = 0.5 + 0.5 * alike
+            alike = 0.5 + 0.5 * np.where(hurt > 0, alike, 1.0)
         counted = np.where(fits & (alike >= LEAST_ALIKE), relative.epochs * alike, 0.0)
         better = counted > worth
         numbers[better], worth[better] = relative.number, counted[better]

@@ -1,0 +1,389 @@
+"""The guided strategy and its parts, on a made-up network whose truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autocompress.data import Array
+from autocompress.front import hypervolume
+from autocompress.landscape import Effect, Landscape, Site
+from autocompress.objective import Constraint, make_objectives
+from autocompress.plan import Plan, Recovery, Scalar, Step
+from autocompress.probe import Probe, Sensitivity
+from autocompress.record import Proposal, Record, Trial
+from autocompress.space import Choice, Suggest
+from autocompress.strategies._base import Problem
+from autocompress.strategies._guided.accuracy import AccuracyModel, compressed, restored
+from autocompress.strategies._guided.costs import CostModel
+from autocompress.strategies._guided.damage import damages, key_of
+from autocompress.strategies._guided.gain import Gain
+from autocompress.strategies._guided.policies import PolicySpace
+from autocompress.strategies._guided.relatives import Relative, nearest
+from autocompress.strategies._guided.solver import sweep
+from autocompress.strategies.guided import ETA, FINAL_SHARE, Guided, Parts
+
+LAYERS = 6
+RATIOS, PRECISIONS = (0, 0.25, 0.5), ("fp32", "int8")
+
+
+def land(architecture: str = "original", macs: int = 1000) -> Landscape:
+    """Six layers of which each may lose channels and be computed on integers."""
+    sites, effects = [], []
+    for turn, (method, parameter, options) in enumerate(
+        (("channel_pruning", "pruning_ratio", RATIOS), ("quantization", "precision", PRECISIONS))
+    ):
+        for layer in range(LAYERS):
+            name = f"{architecture}/{method}/conv{layer}/{parameter}"
+            sites.append(Site(method, f"conv{layer}", turn, turn == 0, ({}, *({name: value} for value in options[1:]))))
+            effects.append((Effect(), *(_effect(layer, value) for value in options[1:])))
+    return Landscape(
+        architecture,
+        tuple(sites),
+        tuple(effects),
+        tuple(f"conv{layer}" for layer in range(LAYERS)),
+        ("conv",) * LAYERS,
+        tuple(macs * (layer + 1) for layer in range(LAYERS)),
+        tuple(100 * (layer + 1) for layer in range(LAYERS)),
+    )
+
+
+def _effect(layer: int, value: Scalar) -> Effect:
+    if value == "int8":
+        return Effect((layer,), (1.0,), (1.0,), (1,), (1.0,), (8.0,), ("int8",))
+    left = 1 - float(value)
+    return Effect((layer,), (left,), (left,), (1,), (1.0,), (32.0,), ("",), recovers=True)
+
+
+def plan(suggest: Suggest, epochs: int = 9) -> Plan:
+    """The plan of answers to the knobs of `land`."""
+    pruned = {
+        f"conv{i}": {"pruning_ratio": ratio}
+        for i in range(LAYERS)
+        if (ratio := suggest(f"original/channel_pruning/conv{i}/pruning_ratio", Choice(RATIOS)))
+    }
+    numbers = {
+        f"conv{i}": {"precision": precision}
+        for i in range(LAYERS)
+        if (precision := suggest(f"original/quantization/conv{i}/precision", Choice(PRECISIONS))) != "fp32"
+    }
+    steps = [Step("channel_pruning", pruned)] * bool(pruned) + [Step("quantization", numbers)] * bool(numbers)
+    return Plan(steps=tuple(steps), recovery=Recovery(epochs=epochs if pruned else 0))
+
+
+def problem(folder: Path, **changes: object) -> Problem:
+    folder.mkdir(parents=True, exist_ok=True)
+    int8: dict[str, Scalar] = {f"original/quantization/conv{i}/precision": "int8" for i in range(LAYERS)}
+    given = Problem(
+        plan=plan,
+        policies=((int8, plan(lambda name, knob: int8.get(name, 0))),),
+        objectives=make_objectives((), "accuracy", "maximize"),
+        constraints=(),
+        seed=0,
+        journal=folder / "study.journal",
+        landscapes={"original": land()},
+    )
+    return replace(given, **changes)  # type: ignore[arg-type]
+
+
+HURT = np.array([0.3, 0.02, 0.1, 0.01, 0.05, 0.002])
+"""What half of the channels of each layer cost, as divergence."""
+
+
+def truth(point: Array, epochs: float) -> dict[str, float]:
+    """What a trial of a point gives: losses add up and interact, training brings them back."""
+    work = land().work(point[None])
+    ratios = np.array([RATIOS[option] for option in point[:LAYERS]])
+    hurt = float((HURT * (ratios / 0.5) ** 2).sum() * (1 + 0.3 * (ratios[1:] * ratios[:-1] > 0).sum()))
+    loss = 0.2 * hurt / (1 + epochs) ** 0.5 + 0.0005 * (point[LAYERS:] > 0).sum()
+    speed = np.where(work.precision[0] > 0, 0.5, 1.0)
+    latency = 0.1 + 0.9 * float((work.macs[0] * speed).sum()) / sum(land().macs)
+    size = 0.05 + 0.95 * float(work.stored_bytes.sum()) / (4 * sum(land().weights))
+    return {"accuracy": 0.9 - loss, "latency_ms": latency, "latency_ratio": latency, "size_bytes": 1e5 * size}
+
+
+BASELINE = Record(
+    Trial(0, Plan(), proposal=Proposal("baseline")),
+    "complete",
+    values={"accuracy": 0.9, "latency_ms": 1.0, "latency_ratio": 1.0, "size_bytes": 1e5},
+)
+
+
+def outcome(trial: Trial, **changes: object) -> Record:
+    point = land().point(trial.proposal.params)
+    values = truth(point, trial.plan.total_epochs)
+    seconds = {"build": 1.0, "recover": float(trial.plan.recovery.epochs)}
+    return replace(Record(trial, "complete", values=values, seconds=seconds), **changes)  # type: ignore[arg-type]
+
+
+def entry(probe: Probe, seconds: float = 1.0) -> Sensitivity:
+    answers = {
+        f"original/{step.method}/{layer}/{name}": value
+        for step in probe.plan.steps
+        for layer, setting in step.settings.items()
+        for name, value in setting.items()
+    }
+    values = truth(land().point(answers), 0)
+    return Sensitivity(probe, divergence=5 * (0.9 - values["accuracy"]), values=values, seconds=seconds)
+
+
+def begun(problem: Problem, parts: Parts = Parts()) -> Guided:  # noqa: B008
+    strategy = Guided(problem, parts)
+    strategy.tell(BASELINE)
+    return strategy
+
+
+def go(strategy: Guided, count: int) -> list[Record]:
+    records: list[Record] = []
+    while len(records) < count and (asked := strategy.ask()) is not None:
+        if isinstance(asked, Probe):
+            strategy.note(entry(asked))
+            continue
+        records.append(outcome(asked, ended_s=float(len(records))))
+        strategy.tell(records[-1])
+    return records
+
+
+def volume(records: list[Record]) -> float:
+    """Hypervolume within two points of the baseline."""
+    points = [(1.0, 1.0, 1.0)]
+    for record in records:
+        values = record.values
+        points.append((max(0.0, (0.9 - values["accuracy"]) / 0.02), values["latency_ms"], values["size_bytes"] / 1e5))
+    return hypervolume(points, (1.0, 1.0, 1.0))
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------
+
+
+def test_it_begins_with_what_needs_no_training_and_then_looks_at_every_change(tmp_path: Path) -> None:
+    strategy = begun(problem(tmp_path))
+    first = strategy.ask()
+    assert isinstance(first, Trial)
+    assert first.proposal.source == "policy"
+    strategy.tell(outcome(first))
+    probes = []
+    while isinstance(asked := strategy.ask(), Probe):
+        probes.append(asked)
+        strategy.note(entry(asked))
+    assert len(probes) == len(land().changes) == LAYERS * 3
+    methods = [probe.plan.steps[0].method for probe in probes[:4]]
+    assert sorted(methods) == ["channel_pruning", "channel_pruning", "quantization", "quantization"]
+    assert list(probes[0].plan.steps[0].settings) == ["conv5"], "the largest layer first"
+    assert all(not probe.plan.recovery.epochs for probe in probes)
+
+
+def test_the_table_takes_its_share_of_the_budget_and_no_more(tmp_path: Path) -> None:
+    strategy = begun(problem(tmp_path, budget_s=100.0, workers=2))
+    strategy.tell(outcome(strategy.ask()))  # type: ignore[arg-type]
+    count = 0
+    while isinstance(asked := strategy.ask(), Probe):
+        count += 1
+        strategy.note(entry(asked, seconds=10.0))
+    assert count == 3, "thirty seconds of two workers"
+
+
+def test_it_beats_chance_by_far(tmp_path: Path) -> None:
+    found = volume(go(begun(problem(tmp_path)), 25))
+    rng = np.random.default_rng(0)
+    drawn = (rng.random((300, 2 * LAYERS)) * land().sizes).astype(int)
+    by_chance = [
+        Record(Trial(n, Plan()), "complete", values=truth(point, 9)) for n, point in enumerate(land().canonical(drawn))
+    ]
+    assert found > 1.05 * volume(by_chance)
+
+
+@pytest.mark.parametrize("part", ["table", "refit", "uniform", "inheritance"])
+def test_it_works_without_each_of_its_parts(part: str, tmp_path: Path) -> None:
+    records = go(begun(problem(tmp_path), replace(Parts(), **{part: False})), 12)
+    assert len({record.plan.digest for record in records}) == 12
+
+
+def test_training_begins_short_and_the_best_go_on_from_their_own_weights(tmp_path: Path) -> None:
+    records = go(begun(problem(tmp_path, epoch_s=10.0)), 40)
+    trained = [record for record in records if record.plan.recovery.epochs]
+    assert trained[0].plan.recovery.epochs == 1
+    assert trained[0].trial.fidelity == pytest.approx(1 / 9)
+    promoted = [record for record in records if record.trial.proposal.source == "promotion"]
+    by_number = {record.number: record for record in records}
+    assert promoted
+    for record in promoted:
+        parent = by_number[int(record.trial.proposal.attributes["start"])]
+        assert record.plan.start == parent.plan
+        assert record.plan.steps == parent.plan.steps
+        assert record.plan.recovery.epochs >= ETA - 1
+
+
+def test_new_models_start_from_their_nearest_relative(tmp_path: Path) -> None:
+    records = go(begun(problem(tmp_path, epoch_s=10.0)), 40)
+    heirs = [r for r in records if r.plan.start is not None and r.trial.proposal.source != "promotion"]
+    assert heirs
+    for record in heirs:
+        assert record.plan.start is not None
+        own = next(step.settings for step in record.plan.steps if step.method == "channel_pruning")
+        begun_with = next(step.settings for step in record.plan.start.steps if step.method == "channel_pruning")
+        assert begun_with.items() <= own.items()
+
+
+def test_weights_are_kept_of_what_later_trials_may_start_from(tmp_path: Path) -> None:
+    strategy = begun(problem(tmp_path, epoch_s=10.0))
+    records = go(strategy, 40)
+    kept = strategy.parents()
+    later = go(strategy, 10)
+    assert all(r.plan.start.digest in kept | {one.plan.digest for one in later} for r in later if r.plan.start)
+    assert kept <= {record.plan.digest for record in records if record.plan.recovery.epochs}
+
+
+def test_nothing_untrained_that_needs_training_begins_in_the_last_quarter(tmp_path: Path) -> None:
+    strategy = begun(problem(tmp_path, budget_s=100.0, epoch_s=10.0))
+    go(strategy, 15)
+    late = strategy.ask()
+    assert isinstance(late, Trial)
+    strategy.tell(outcome(late, ended_s=FINAL_SHARE * 100 + 1))
+    for record in go(strategy, 10):
+        assert record.plan.start is not None or not record.plan.recovery.epochs
+
+
+def test_constraints_are_obeyed_where_it_matters(tmp_path: Path) -> None:
+    limit = Constraint.parse("latency_ms<=0.45x")
+    records = go(begun(problem(tmp_path, constraints=(limit,))), 30)
+    met = [record.values["latency_ms"] <= 0.45 for record in records[8:]]
+    assert sum(met) > 0.7 * len(met)
+
+
+def test_what_was_expected_of_a_trial_is_in_its_record(tmp_path: Path) -> None:
+    records = go(begun(problem(tmp_path)), 30)[10:]
+    found = [record.values["latency_ms"] for record in records]
+    expected = [float(record.trial.proposal.attributes["expected_latency_ms_ratio"]) for record in records]
+    assert expected == pytest.approx(found, rel=0.1)
+
+
+# -- its parts ---------------------------------------------------------------------------------------------------
+
+
+def test_damage_does_not_fall_where_more_is_taken() -> None:
+    landscape = land()
+    known = {key_of(landscape, change): value for change, value in ((0, 0.5), (1, 0.1))}
+    found = damages(landscape, known)
+    assert found[0] == found[1] == pytest.approx(np.sqrt(0.05))
+
+
+def test_unknown_changes_hurt_as_their_like() -> None:
+    landscape = land()
+    known = {key_of(landscape, 1): 0.2, key_of(landscape, 3): 0.4}
+    assert damages(landscape, known)[5] == pytest.approx(0.3)
+    assert damages(landscape, {})[5] == pytest.approx(0.05)
+
+
+def test_gain_is_the_difference_of_hypervolumes() -> None:
+    rng = np.random.default_rng(0)
+    front, new = rng.random((6, 3)), rng.random((40, 3))
+    base = hypervolume(front.tolist(), (1, 1, 1))
+    exact = [hypervolume([*front.tolist(), point.tolist()], (1, 1, 1)) - base for point in new]
+    assert Gain(front, 3).of(new) == pytest.approx(exact, abs=0.02)
+    assert Gain(np.zeros((0, 2)), 2).of(np.array([[0.5, 0.5], [1.2, 0.1]])) == pytest.approx([0.25, 0.0], abs=0.01)
+
+
+def test_costs_are_learned_from_a_few_measurements() -> None:
+    landscape, rng = land(), np.random.default_rng(1)
+    model = CostModel({"original": landscape})
+    points = landscape.canonical((rng.random((60, 12)) * landscape.sizes).astype(int))
+    for number, point in enumerate(points[:30]):
+        values = truth(point, 0)
+        shares = {"latency_ms": values["latency_ms"], "size_bytes": values["size_bytes"] / 1e5}
+        model.learn(number, "original", point, shares)
+    found = model.predict("original", points[30:])
+    latency = [truth(point, 0)["latency_ms"] for point in points[30:]]
+    size = [truth(point, 0)["size_bytes"] / 1e5 for point in points[30:]]
+    assert found["latency_ms"][0] == pytest.approx(latency, rel=0.08)
+    assert found["size_bytes"][0] == pytest.approx(size, rel=0.03)
+
+
+def test_losses_are_learned_and_doubt_shrinks() -> None:
+    landscape, rng = land(), np.random.default_rng(2)
+    damage = damages(landscape, {})
+    points = landscape.canonical((rng.random((80, 12)) * landscape.sizes).astype(int))
+    losses = np.array([100 * (0.9 - truth(point, 0)["accuracy"]) for point in points])
+    model = AccuracyModel({"original": landscape}, {"original": damage})
+    before = model.predict("original", points[50:], np.zeros(30))
+    for number in range(50):
+        model.learn(number, "original", points[number], epochs=0, loss=float(losses[number]))
+    after = model.predict("original", points[50:], np.zeros(30))
+    assert after[1].mean() < before[1].mean()
+    errors = [np.abs(restored(mean) - losses[50:]).mean() for mean, _ in (before, after)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_the_order_of_results_does_not_matter() -> None:
+    landscape = land()
+    rng = np.random.default_rng(3)
+    points = landscape.canonical((rng.random((20, 12)) * landscape.sizes).astype(int))
+    found = []
+    for order in (range(20), reversed(range(20))):
+        model = AccuracyModel({"original": landscape}, {"original": damages(landscape, {})})
+        for number in order:
+            model.learn(number, "original", points[number], epochs=0, loss=float(number))
+        found.append(model.predict("original", points, np.zeros(20))[0])
+    assert (found[0] == found[1]).all()
+
+
+def test_the_scale_of_losses_has_an_inverse() -> None:
+    losses = np.array([-1.0, 0.0, 0.3, 5.0, 80.0])
+    assert restored(compressed(losses)) == pytest.approx(losses)
+
+
+def test_policies_are_decoded_to_what_they_say() -> None:
+    landscape = land()
+    space = PolicySpace({"original": landscape}, {"original": damages(landscape, {})})
+    for amount in (0.0, 0.4, 1.0):
+        policy = {"architecture": "original", "channel_pruning": amount, "quantization": 1 - amount}
+        name, point = space.decode(policy)
+        found = space.encode(name, point)
+        assert found["channel_pruning"] == pytest.approx(amount, abs=0.3)
+        assert found["quantization"] == pytest.approx(1 - amount, abs=0.3)
+    _, everything = space.decode({"architecture": "original", "channel_pruning": 1.0, "quantization": 1.0})
+    assert (everything == landscape.sizes - 1).all()
+
+
+def test_suggested_policies_are_in_range_and_repeatable() -> None:
+    landscape = land()
+    space = PolicySpace({"original": landscape}, {"original": damages(landscape, {})})
+    told = [(space.encode("original", landscape.neutral()), [0.1, 0.2])] * 12
+    first, again = space.suggest(told, 3, 5), space.suggest(told, 3, 5)
+    assert first == again
+    assert all(0 <= float(policy["quantization"]) <= 1 for policy in first)
+
+
+def test_the_solver_finds_what_is_best_for_each_exchange() -> None:
+    landscape = land()
+
+    def price(points: Array) -> Array:
+        losses = np.array([100 * (0.9 - truth(point, 9)["accuracy"]) for point in points])
+        latency = np.log([truth(point, 9)["latency_ms"] for point in points])
+        return np.column_stack([losses, latency])
+
+    found = np.array(list(sweep(landscape, price, landscape.neutral()[None])))
+    rng = np.random.default_rng(4)
+    others = price(landscape.canonical((rng.random((2000, 12)) * landscape.sizes).astype(int)))
+    reached = price(found)
+    for weight in (0.1, 1.0, 5.0):
+        mixed = np.array([weight, 1.0])
+        assert (reached @ mixed).min() <= (others @ mixed).min() + 1e-9
+
+
+def test_a_relative_has_nothing_that_the_new_model_has_not() -> None:
+    landscape = land()
+    damage = damages(landscape, {})
+    parent = landscape.neutral()
+    parent[[0, 1]] = 2
+    child, stranger = parent.copy(), landscape.neutral()
+    child[[2, LAYERS]] = 1
+    stranger[0] = 2
+    numbers, epochs = nearest(landscape, np.array([child, stranger, parent]), [Relative(7, parent, 6.0)], damage)
+    assert numbers.tolist() == [7, 0, 7]
+    assert epochs[2] == 6
+    assert 0 < epochs[0] < 6
+    assert epochs[1] == 0
