@@ -50,7 +50,7 @@ DEFAULT_BUDGET = "15m"
 TRIALS_IN_BUDGET = 40
 """Trials with recovery that "auto" epochs let fit into a budget."""
 
-FULL_TRAININGS = 8
+FULL_TRAININGS = 6
 """The same for strategies that begin with little training and prolong that of the best."""
 
 EPOCHS = (2, 40)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from autocompress.objective import Constraint, Objective
 from autocompress.record import Record
@@ -10,28 +13,59 @@ from autocompress.record import Record
 
 def dominates(a: Mapping[str, float], b: Mapping[str, float], objectives: Sequence[Objective]) -> bool:
     """True if `a` is nowhere worse than `b` and somewhere better, differences within the noise left out."""
-    left = [objective.box(a) for objective in objectives]
-    right = [objective.box(b) for objective in objectives]
-    return left != right and all(x <= y for x, y in zip(left, right, strict=True))
+    return all(objective.reaches(a, b) for objective in objectives) and not all(
+        objective.reaches(b, a) for objective in objectives
+    )
 
 
 def pareto_front(records: Sequence[Record], objectives: Sequence[Objective]) -> tuple[Record, ...]:
-    """The complete records that no other dominates, best first by the first objective.
+    """The complete records that no other matches or beats in everything, best first by the first objective.
 
-    Of records that tie in all objectives the one with the better exact values stays, then the earlier one. The
-    result does not depend on the order of the records.
+    A difference counts if it is beyond the noise: the tolerance of its objective, and for latencies what the two
+    measurements leave open. Of records that tie in some objectives and can be told apart in none of the others, the
+    one stays that is better in what is known exactly. So no model is on the front for a difference that may be noise
+    alone. The result does not depend on the order of the records.
+
+    References:
+        Laumanns et al., "Combining convergence and diversity in evolutionary multi-objective optimization", 2002, for
+        fronts with a tolerance.
     """
+    surest = sorted(objectives, key=lambda objective: objective.tolerance)
     complete = [record for record in records if record.status == "complete"]
-    best: dict[tuple[float, ...], Record] = {}
-    for record in sorted(complete, key=lambda record: _exact(record, objectives)):
-        best.setdefault(tuple(objective.box(record.values) for objective in objectives), record)
-    boxes = list(best)
-    front = [
-        record
-        for box, record in best.items()
-        if not any(other != box and all(x <= y for x, y in zip(other, box, strict=True)) for other in boxes)
+    kept: list[Record] = []
+    for record in sorted(_not_beaten(complete, objectives), key=lambda record: _exact(record, surest)):
+        if not any(_matches(other, record, objectives) for other in kept):
+            kept = [other for other in kept if not _matches(record, other, objectives)]
+            kept.append(record)
+    return tuple(sorted(kept, key=lambda record: _exact(record, objectives)))
+
+
+def _matches(a: Record, b: Record, objectives: Sequence[Objective]) -> bool:
+    """True if `a` is as good as `b` in every objective, as far as one can tell."""
+    return all(objective.reaches(a.values, b.values, spread=_spread(objective, a, b)) for objective in objectives)
+
+
+def _spread(objective: Objective, a: Record, b: Record) -> float:
+    """What two measured latencies may differ by for no reason, relative: half the 95 % intervals of both together."""
+    if objective.name != "latency_ms" or a.measurement is None or b.measurement is None:
+        return 0.0
+    halves = [
+        (high - low) / 2 / max(one.latency_ratio, 1e-12)
+        for one in (a.measurement, b.measurement)
+        for low, high in [one.latency_ratio_interval]
     ]
-    return tuple(sorted(front, key=lambda record: _exact(record, objectives)))
+    return math.hypot(*halves)
+
+
+def _not_beaten(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Record]:
+    """The records that no other beats exactly, which is quick to see for many."""
+    costs = np.array([[objective.cost(record.values) for objective in objectives] for record in records])
+    kept: list[int] = []
+    for row in np.lexsort(costs.T[::-1]) if len(records) else ():
+        as_good = (costs[kept] <= costs[row]).all(axis=1)
+        if not as_good.any() or (costs[kept] == costs[row]).all(axis=1).any():
+            kept.append(int(row))
+    return [records[row] for row in kept]
 
 
 def feasible(

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.plan import Scalar
+from autocompress.plan import Plan, Scalar
 
 GONE = 1e-6
 """A share of the multiply-adds of a layer below which the layer is gone."""
@@ -94,6 +94,7 @@ class Landscape:
         layers: Names, in the order of the model.
         kinds: Of the layers.
         macs, weights: Of the layers, unchanged.
+        keeps: Sites that can't all act: where the others do, the last is left alone.
     """
 
     architecture: str
@@ -103,6 +104,7 @@ class Landscape:
     kinds: tuple[str, ...]
     macs: tuple[int, ...]
     weights: tuple[int, ...]
+    keeps: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def sizes(self) -> Array:
@@ -172,9 +174,14 @@ class Landscape:
         return Work(macs * np.array(self.macs, float), weights, parts, stored, precision)
 
     def canonical(self, points: Array) -> Array:
-        """The points with the first option at every site whose layers are all gone, so that equal ones are equal."""
+        """The points with the first option at every site that can't act, so that equal ones are equal.
+
+        Sites can't act whose layers are all gone, nor the last of some of which one must not.
+        """
         kept = np.ones((len(points), len(self.layers)))
         result: Array = points.copy()
+        for together in self.keeps:
+            result[(result[:, together] > 0).all(axis=1), together[-1]] = 0
         for site, table in enumerate(self._tables):
             if not len(table.layers):
                 continue
@@ -207,6 +214,18 @@ class Landscape:
         point: Array = self.canonical(found[None])[0]
         return point
 
+    def realized(self, plan: Plan) -> Array:
+        """The point of what a plan does, which leaves out what means nothing to it (sites,)."""
+        steps = {step.method: step.settings for step in plan.steps}
+        found = self.neutral()
+        for number, site in enumerate(self.sites):
+            setting = steps.get(site.method, {}).get(site.layer)
+            if setting is not None:
+                found[number] = next(
+                    (option for option, answers in enumerate(site.options) if option and _says(setting, answers)), 0
+                )
+        return found
+
     def uniform_moves(self) -> Iterator[tuple[Array, Array]]:
         """The same setting for all sites of a method: their indices and options, once for each setting.
 
@@ -216,6 +235,14 @@ class Landscape:
             sites = np.array([number for number, site in enumerate(self.sites) if site.method == method])
             for option in range(int(self.sizes[sites].max())):
                 yield sites, np.minimum(option, self.sizes[sites] - 1)
+
+
+def _says(setting: Mapping[str, Scalar], answers: Mapping[str, Scalar]) -> bool:
+    """True if a setting is what answers to knobs ask for; defaults may be left out of it."""
+    wanted = {name.rpartition("/")[2]: value for name, value in answers.items()}
+    return all(setting.get(parameter, value) == value for parameter, value in wanted.items()) and any(
+        parameter in setting for parameter in wanted
+    )
 
 
 @dataclass(frozen=True)

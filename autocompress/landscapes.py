@@ -27,7 +27,8 @@ def landscape(space: SearchSpace, plan: Planner, view: LayerView, profile: Hardw
         profile: The machine.
     """
     methods = sorted((METHODS[name]() for name in space.methods), key=lambda method: method.turn)
-    sites, effects = [], []
+    sites: list[Site] = []
+    effects, keeps = [], []
     for turn, method in enumerate(methods):
         for layer, options in _sites(method.name, plan, view.architecture):
             told = []
@@ -40,6 +41,10 @@ def landscape(space: SearchSpace, plan: Planner, view: LayerView, profile: Hardw
                 early = method.stage < Stage.VALUES
                 sites.append(Site(method.name, layer, turn, early, ({}, *(option for option, _ in told))))
                 effects.append((Effect(), *(effect for _, effect in told)))
+        own = tuple(number for number, site in enumerate(sites) if site.method == method.name)
+        answers = {name: value for number in own for name, value in sites[number].options[-1].items()}
+        if own and sites[own[-1]].layer not in (_settings(method.name, plan, view.architecture, answers) or {}):
+            keeps.append(own)
     return Landscape(
         view.architecture,
         tuple(sites),
@@ -48,6 +53,7 @@ def landscape(space: SearchSpace, plan: Planner, view: LayerView, profile: Hardw
         tuple(layer.kind for layer in view.layers),
         tuple(layer.macs for layer in view.layers),
         tuple(layer.parameters for layer in view.layers),
+        tuple(keeps),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,19 +36,14 @@ class Objective:
         value = values[self.name]
         return -value if self.direction == "maximize" else value
 
-    def box(self, values: Mapping[str, float]) -> float:
-        """The cost on the grid whose cells are ties; cells are `tolerance` wide on a logarithmic scale.
+    def reaches(self, a: Mapping[str, float], b: Mapping[str, float], *, spread: float = 0.0) -> bool:
+        """True if `a` is as good as `b` in this, but for the noise.
 
-        Comparing cells instead of raw values makes "better beyond the noise" transitive, so that the front does not
-        depend on the order of the records (Laumanns et al., "Combining convergence and diversity in evolutionary
-        multi-objective optimization", 2002).
+        Args:
+            a, b: Values of two models.
+            spread: Relative difference that measuring these very two leaves open, where it is more than the tolerance.
         """
-        cost = self.cost(values)
-        if self.tolerance <= 0 or cost < 0:
-            return cost
-        if cost == 0:
-            return -math.inf  # below the cell of every positive cost
-        return float(math.floor(math.log(cost) / math.log1p(self.tolerance)))
+        return self.cost(a) <= self.cost(b) + max(self.tolerance, spread) * abs(self.cost(b))
 
 
 MEASURED = (

@@ -120,6 +120,27 @@ class Recovery:
         return replace(self, penalty="none", penalty_weight=0.0, sparsify_epochs=0)
 
 
+HELD_SHARE = 0.25
+"""Share of the epochs in which values are held, for plans that change the structure too."""
+
+
+def split_epochs(epochs: int, *, is_rebuilt: bool, is_held: bool) -> tuple[int, int]:
+    """Epochs of a recovery with free values, and those at its end with values held to what the plan says.
+
+    Args:
+        epochs: All of them.
+        is_rebuilt: True if the plan changes structure, factors or zeros.
+        is_held: True if it restricts values in a way that training has to follow.
+
+    >>> split_epochs(8, is_rebuilt=True, is_held=True), split_epochs(8, is_rebuilt=False, is_held=True)
+    ((6, 2), (0, 8))
+    """
+    if not is_held:
+        return epochs, 0
+    held = max(1, round(HELD_SHARE * epochs)) if is_rebuilt and epochs > 1 else epochs
+    return epochs - held, held
+
+
 @dataclass(frozen=True)
 class Plan:
     """An architecture, the methods applied to it with their settings, and the recovery that follows.

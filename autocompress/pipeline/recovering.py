@@ -21,15 +21,12 @@ from autocompress.pipeline.models import (
     settle,
 )
 from autocompress.pipeline.workbench import Workbench
-from autocompress.plan import Plan
+from autocompress.plan import Plan, split_epochs
 from autocompress.record import Trial
 from autocompress.run_directory import PHASES
 
 if TYPE_CHECKING:
     from torch import nn
-
-LATE_SHARE = 0.25
-"""Share of the epochs in which values are held, for plans that change the structure too."""
 
 LATE_RATE_SHARE = 1 / 3
 """Share of the peak learning rate while values are held: coarse values follow larger steps badly.
@@ -70,9 +67,9 @@ def recover_and_settle(bench: Workbench, model: nn.Module, trial: Trial) -> tupl
     """Recalibrate, fine-tune and settle a model.
 
     A plan that both changes the structure and restricts values is trained twice: first with batch norms and free
-    values, then, in the last `LATE_SHARE` of its epochs, folded and held to its values. Each phase leaves the weights
-    of its best epoch, or those it began with if none is better, unless the plan keeps the last epoch's. A plan with
-    the very steps of the one it starts from, and restricted values, goes on where that ended.
+    values, then, in the last `HELD_SHARE` of its epochs, folded and held to its values. Each phase leaves the weights
+    of its best epoch, or those it began with if none is better, unless the plan keeps the last epoch's. A plan that
+    restricts values alone, as the one that it starts from does, goes on where that ended.
     """
     plan = trial.plan
     free, held = _epochs(plan)
@@ -95,11 +92,7 @@ def recover_and_settle(bench: Workbench, model: nn.Module, trial: Trial) -> tupl
 
 def _epochs(plan: Plan) -> tuple[int, int]:
     """Epochs with free values and epochs in which they are held, together the plan's."""
-    epochs = plan.recovery.epochs
-    if not _is_held(plan):
-        return epochs, 0
-    held = max(1, round(LATE_SHARE * epochs)) if is_rebuilt(plan) and epochs > 1 else epochs
-    return (0, epochs) if _goes_on(plan) else (epochs - held, held)
+    return split_epochs(plan.recovery.epochs, is_rebuilt=is_rebuilt(plan), is_held=_is_held(plan))
 
 
 def _is_held(plan: Plan) -> bool:
@@ -108,8 +101,8 @@ def _is_held(plan: Plan) -> bool:
 
 
 def _goes_on(plan: Plan) -> bool:
-    """True if a plan trains the settled model of the plan that it starts from."""
-    return plan.start is not None and plan.start.steps == plan.steps and _is_held(plan)
+    """True if a plan trains the settled model of the plan that it starts from: it does nothing but restrict values."""
+    return plan.start is not None and plan.start.steps == plan.steps and _is_held(plan) and not is_rebuilt(plan)
 
 
 def _joined(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:

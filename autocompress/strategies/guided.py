@@ -13,7 +13,8 @@ import numpy as np
 
 from autocompress.data import Array
 from autocompress.front import feasible, pareto_front
-from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar
+from autocompress.landscape import Landscape
+from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar, split_epochs
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Knob, neutral
@@ -183,6 +184,7 @@ class Guided(SearchStrategy):
             landscape.architecture,
             point,
             float(attributes.get("before", 0.0)) + record.plan.recovery.epochs,
+            float(attributes.get("before", 0.0)) + self._free_epochs(landscape, point, record.plan.recovery.epochs),
             int(attributes.get("rung", 0)),
             self._yardstick.loss(record.values[self._problem.the_metric.name]),
             self._yardstick.shares(record.values),
@@ -273,8 +275,8 @@ class Guided(SearchStrategy):
         name, point, start = candidates.architecture, candidates.points[row], int(candidates.starts[row])
         self._tried.add((name, point.tobytes()))
         self._promoted.add(start if candidates.promotes[row] else 0)
-        answers = self._landscapes[name].answers(point)
-        plan = self._plan(answers)
+        plan = self._plan(self._landscapes[name].answers(point))
+        point = self._landscapes[name].realized(plan)
         own, trained = int(candidates.own[row]), float(candidates.before[row] + candidates.own[row])
         attributes: dict[str, Scalar] = {}
         if plan.recovery.epochs:
@@ -300,7 +302,7 @@ class Guided(SearchStrategy):
             plan,
             seed=self._problem.seed,
             fidelity=fidelity,
-            proposal=Proposal(source, answers, attributes),
+            proposal=Proposal(source, self._landscapes[name].answers(point), attributes),
         )
 
     def _expectations(self, architecture: str, point: Array, epochs: float) -> dict[str, Scalar]:
@@ -416,6 +418,12 @@ class Guided(SearchStrategy):
         plan = self._plan(dict(landscape.sites[site].options[option]))
         return plan.recovery.epochs
 
+    def _free_epochs(self, landscape: Landscape, point: Array, epochs: int) -> int:
+        """Epochs of a recovery whose weights others may start from."""
+        early = np.array([site.is_early for site in landscape.sites], np.bool_)
+        rebuilt = landscape.architecture != ORIGINAL or bool(point[early].any())
+        return split_epochs(epochs, is_rebuilt=rebuilt, is_held=bool(is_held(landscape, point[None])[0]))[0]
+
     def _first_epochs(self, architecture: str) -> int:
         """Epochs of a model on the first rung."""
         full = self._full[architecture]
@@ -426,9 +434,9 @@ class Guided(SearchStrategy):
         """Points with the training of the first rung, from their nearest relatives."""
         landscape, full = self._landscapes[name], float(self._full[name])
         relatives = [
-            Relative(result.number, result.point, result.epochs)
+            Relative(result.number, result.point, result.free)
             for result in self._trained()
-            if result.architecture == name
+            if result.architecture == name and result.free
         ]
         trains = np.full(len(points), full > 0)
         if name == ORIGINAL:
@@ -444,7 +452,9 @@ class Guided(SearchStrategy):
             ],
             np.bool_,
         )
-        own = np.where(trains & ~(done & ~held), self._first_epochs(name), 0)
+        least = self._first_epochs(name)
+        first = np.where(held, min(int(full), max(2, least)), least)  # free epochs and held ones
+        own = np.where(trains & ~(done & ~held), first, 0)
         total = np.where(own > 0, np.maximum(full, before + own), before)
         return _Candidates(name, points, sources, starts, np.zeros(len(points), bool), before, own, total)
 
@@ -486,7 +496,7 @@ class Guided(SearchStrategy):
         axes = len(self._problem.objectives)
         while left:
             best = self._front_of(left)
-            rows = np.array([self._axes_of(result) for result in best])
+            rows = np.array([self._axes_of(result, result.loss) for result in best])
             adds = [float(Gain(np.delete(rows, row, axis=0), axes).of(rows[row][None])[0]) for row in range(len(best))]
             ranked += [best[row] for row in np.argsort(-np.array(adds), kind="stable")]
             chosen = {result.number for result in best}
@@ -546,7 +556,7 @@ class Guided(SearchStrategy):
     def _gain(self, models: Models) -> Gain:
         """The volume that the front, and the trials at work as they are expected to end, leave open."""
         assert self._yardstick is not None, "the baseline is told first"
-        rows = [self._axes_of(result) for result in self._front]
+        rows = list(self._believed(models))
         for architecture, point, epochs in self._running.values():
             loss, _ = models.accuracy.predict(architecture, point[None], np.array([epochs]))
             costs = models.costs.predict(architecture, point[None])
@@ -554,10 +564,21 @@ class Guided(SearchStrategy):
         axes = len(self._problem.objectives)
         return Gain(np.array(rows).reshape(len(rows), axes), axes)
 
-    def _axes_of(self, result: Result) -> Array:
+    def _believed(self, models: Models) -> Iterator[Array]:
+        """Where the front lies by the losses that the models believe in, since scores are noisy."""
+        by_architecture: dict[str, list[Result]] = {}
+        for result in self._front:
+            by_architecture.setdefault(result.architecture, []).append(result)
+        for name, results in by_architecture.items():
+            points, epochs = (np.array([getattr(one, what) for one in results]) for what in ("point", "epochs"))
+            losses, _ = models.accuracy.predict(name, points, epochs)
+            yield from (self._axes_of(one, loss) for one, loss in zip(results, restored(losses), strict=True))
+
+    def _axes_of(self, result: Result, loss: float) -> Array:
+        """Where a result lies if it loses so many points."""
         assert self._yardstick is not None, "the baseline is told first"
         shares = {name: np.array([share]) for name, share in result.shares.items()}
-        row: Array = self._yardstick.axes(np.array([result.loss]), shares)[0]
+        row: Array = self._yardstick.axes(np.array([loss]), shares)[0]
         return row
 
     def _worth(self, models: Models, gain: Gain, candidates: _Candidates) -> Array:

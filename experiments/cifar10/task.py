@@ -19,7 +19,7 @@ from experiments.training import CroppedImages, data_file, normalized, print_acc
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VALIDATION, CALIBRATION = 2000, 256
-HIDDEN, GREY = 14, 115
+HIDDEN, GREY = 12, 115
 """Side of the square that is hidden in validation images, in pixels, and its value."""
 
 

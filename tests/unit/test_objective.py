@@ -47,15 +47,15 @@ def test_a_cost_is_less_for_the_better_value() -> None:
 @given(POSITIVE, st.floats(0.001, 0.2))
 def test_values_beyond_the_tolerance_never_tie(value: float, tolerance: float) -> None:
     objective = Objective("latency_ms", "minimize", tolerance=tolerance)
-    better, worse = objective.box({"latency_ms": value}), objective.box({"latency_ms": value * (1 + 1.01 * tolerance)})
-    assert better < worse
+    better, worse = {"latency_ms": value}, {"latency_ms": value * (1 + 1.01 * tolerance)}
+    assert objective.reaches(better, worse)
+    assert not objective.reaches(worse, better)
+    assert objective.reaches(worse, better, spread=1.02 * tolerance)
 
 
-@given(st.lists(NOT_NEGATIVE, min_size=2, max_size=2))
-def test_boxes_keep_the_order_of_costs(values: list[float]) -> None:
-    objective = Objective("latency_ms", "minimize", tolerance=0.02)
-    low, high = (objective.box({"latency_ms": value}) for value in sorted(values))
-    assert low <= high
+@given(NOT_NEGATIVE)
+def test_a_value_reaches_itself(value: float) -> None:
+    assert Objective("latency_ms", "minimize").reaches({"latency_ms": value}, {"latency_ms": value})
 
 
 @given(st.builds(Objective, st.text(), st.sampled_from(["maximize", "minimize"]), st.text(), st.floats(0, 1)))

@@ -223,14 +223,20 @@ def test_a_plan_starts_from_the_trained_weights_of_another(
     assert [asked.epochs for asked, _ in seen] == [2]
 
 
-def test_a_plan_with_restricted_values_goes_on_where_its_start_ended(
-    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("steps", "expected"), [(slice(1, None), [(4, True)]), (slice(None), [(3, False), (1, True)])])
+def test_restricted_values_go_on_where_they_ended_and_structure_from_where_it_was_free(
+    bench: Workbench,
+    baseline: Record,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: slice,
+    expected: list[tuple[int, bool]],
 ) -> None:
-    assert run_trial(Trial(1, HELD), bench).status == "complete"
+    start = replace(HELD, steps=HELD.steps[steps])
+    assert run_trial(Trial(1, start), bench).status == "complete"
     seen = phases(monkeypatch)
-    record = run_trial(Trial(2, replace(HELD, recovery=Recovery(epochs=2), start=HELD)), bench)
+    record = run_trial(Trial(2, replace(start, start=start)), bench)
     assert record.status == "complete", record.reason
-    assert [(asked.epochs, folded) for asked, folded in seen] == [(2, True)]
+    assert [(asked.epochs, folded) for asked, folded in seen] == expected
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -20,8 +21,9 @@ SEGMENTS = 4
 MOST_ROWS = 240
 """Observations that the process is fitted to: cost grows with their cube."""
 
-NOISE = 0.08
-"""Standard deviation of an observed loss, on the compressed scale: what a few hundred validation samples give."""
+NOISES = (0.04, 0.1, 0.2)
+"""Standard deviations of an observed loss, on the compressed scale, of which the likeliest is taken: what a few hundred
+to some ten thousand validation samples give."""
 
 RECOVERY = 0.6
 """A loss falls with the training to the power of this, before any trial has shown it."""
@@ -29,8 +31,17 @@ RECOVERY = 0.6
 STEPS_OF_UNIT = 140
 """Steps of training that are one unit of it, so that small data sets need more epochs."""
 
+REFITTED = 8
+"""Trials after which the shape of the process is looked at anew."""
+
 LENGTHS = (1.0, 2.0, 4.0)
 AMPLITUDES = (0.15, 0.3, 0.6, 1.2)
+
+
+Shape = tuple[float, float, float]
+"""Length, amplitude and noise of a process."""
+
+DEFAULT: Shape = (2.0, 0.3, 0.1)
 
 
 def compressed(loss: Array) -> Array:
@@ -95,6 +106,7 @@ class AccuracyModel:
         self._owners = {name: _owners(landscape, self._methods) for name, landscape in landscapes.items()}
         self._macs = max(1, sum(landscapes[ORIGINAL].macs))
         self._rows: dict[int, tuple[Features, float]] = {}
+        self._shapes: dict[int, Shape] = {}
         self._fitted: _Process | None = None
 
     def learn(self, number: int, architecture: str, point: Array, *, epochs: float, loss: float) -> None:
@@ -120,17 +132,32 @@ class AccuracyModel:
         if not self._rows:
             empty = next(iter(self._landscapes))
             none = self._features(empty, np.zeros((0, len(self._landscapes[empty].sites)), int), np.zeros(0))
-            return _Process(none, np.zeros(0), LENGTHS[1], AMPLITUDES[1])
-        numbers = np.array(sorted(self._rows))
+            return _Process(none, np.zeros(0), DEFAULT)
+        shape = self._shape()
+        rows, values = self._telling(sorted(self._rows))
+        return _Process(rows, values, shape)
+
+    def _shape(self) -> Shape:
+        """The likeliest length, amplitude and noise, looked at anew once in a while."""
+        before = max(self._rows) // REFITTED * REFITTED
+        numbers = sorted(number for number in self._rows if number < before)
+        if before not in self._shapes:
+            shape = DEFAULT
+            if len(numbers) > 1:
+                rows, values = self._telling(numbers)
+                found = (_Process(rows, values, one) for one in product(LENGTHS, AMPLITUDES, NOISES))
+                shape = max(found, key=lambda process: process.evidence).shape
+            self._shapes = {before: shape}
+        return self._shapes[before]
+
+    def _telling(self, numbers: Sequence[int]) -> tuple[Features, Array]:
+        """What to fit to of some results; results that are not fitted to now never will be again."""
         values = compressed(np.array([self._rows[number][1] for number in numbers]))
         kept = _most_telling(values)
-        self._rows = {number: self._rows[number] for number in numbers[kept].tolist()}  # others never come back
-        values, found = values[kept], [row for row, _ in self._rows.values()]
-        rows = Features(*(np.concatenate([getattr(row, name) for row in found]) for name in _FIELDS))
-        return max(
-            (_Process(rows, values, length, amplitude) for length in LENGTHS for amplitude in AMPLITUDES),
-            key=lambda process: process.evidence,
-        )
+        for dropped in set(range(len(numbers))) - set(kept.tolist()):
+            del self._rows[numbers[dropped]]
+        found = [self._rows[numbers[row]][0] for row in kept.tolist()]
+        return Features(*(np.concatenate([getattr(row, name) for row in found]) for name in _FIELDS)), values[kept]
 
     def _features(self, architecture: str, points: Array, epochs: Array) -> Features:
         landscape, damage = self._landscapes[architecture], self._damages[architecture]
@@ -168,9 +195,10 @@ _FIELDS = ("trend", "region", "changes", "architecture")
 class _Process:
     """A Gaussian process fitted to some rows."""
 
-    def __init__(self, rows: Features, values: Array, length: float, amplitude: float) -> None:
-        self._rows, self._length, self._amplitude = rows, length, amplitude
-        kernel = self._kernel(rows, rows) + NOISE**2 * np.eye(len(values))
+    def __init__(self, rows: Features, values: Array, shape: Shape) -> None:
+        self._rows, self.shape = rows, shape
+        self._length, self._amplitude, noise = shape
+        kernel = self._kernel(rows, rows) + noise**2 * np.eye(len(values))
         self._lower = np.linalg.cholesky(kernel) if len(values) else kernel
         self._residual = values - _mean(rows)
         self._weights = self._solve(self._residual)

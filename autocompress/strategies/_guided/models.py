@@ -35,6 +35,7 @@ class Result:
         architecture: Of its model.
         point: Its options (sites,).
         epochs: Training that counts for it, that of relatives included.
+        free: The part of it that relatives would inherit: with values not yet restricted.
         rung: How often its training was prolonged.
         loss: Points of the metric lost against the baseline.
         shares: Costs as shares of the baseline's.
@@ -45,6 +46,7 @@ class Result:
     architecture: str
     point: Array
     epochs: float
+    free: float
     rung: int
     loss: float
     shares: Mapping[str, float]

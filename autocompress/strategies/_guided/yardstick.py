@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -11,8 +12,9 @@ from autocompress.objective import MEASURED
 from autocompress.strategies._base import Problem
 from autocompress.strategies._guided.costs import COSTS
 
-HALF_WORTH = 2.0
-"""Points of loss at which a model is worth half of one that loses nothing."""
+WORTH_SCALE, WORTH_POWER = 2.0, 1.5
+"""Points of loss at which a model is worth a third of one that loses nothing, and how the worth falls around them:
+slowly at first, where scores can't be told apart, and to next to nothing at seven points."""
 
 Cost = tuple[Array, Array]
 """Expected values and standard deviations."""
@@ -44,15 +46,30 @@ class Yardstick:
     def axes(self, loss: Array, shares: Mapping[str, Array]) -> Array:
         """Costs by objective, in [0, 1] for what is worth anything (points, objectives).
 
-        The axis of the metric is bent: a point of loss counts for more near the baseline than far from it.
+        The axis of the metric ends at the bound on it, if there is one; else it is bent, so that models far from the
+        baseline count for little.
         """
         columns = [
             np.maximum(shares[objective.name], 0.0)
             if objective.name in COSTS
-            else 1 - np.exp2(-np.maximum(loss, 0.0) / HALF_WORTH)
+            else self._worth_lost(np.maximum(loss, 0.0))
             for objective in self._problem.objectives
         ]
         return np.column_stack(columns)
+
+    def _worth_lost(self, loss: Array) -> Array:
+        lost: Array = loss / self._most_loss if self._most_loss else 1 - np.exp(-((loss / WORTH_SCALE) ** WORTH_POWER))
+        return lost
+
+    @cached_property
+    def _most_loss(self) -> float:
+        """Points that the constraints let a model lose; 0 if they do not say."""
+        metric = self._problem.the_metric
+        worse = ">=" if metric.direction == "maximize" else "<="
+        bounds = [
+            c.bound(self._baseline) for c in self._problem.constraints if (c.name, c.operator) == (metric.name, worse)
+        ]
+        return max(0.0, min((self.loss(bound) for bound in bounds), default=0.0))
 
     def allowed(self, loss: Array, costs: Mapping[str, Cost]) -> Array:
         """How likely points obey the constraints, at some loss (points,)."""
