@@ -89,6 +89,8 @@ def search(
         strategy: "guided" (sensitivities, models and a solver), or one of Optuna's samplers over all knobs: "tpe",
             "nsga2" or "random". All try uniform policies of the space first.
         objectives: Names of the metric, `latency_ms`, `size_bytes`, `peak_memory_bytes`; by default the first three.
+            For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"; a weight is
+            that of a percent of a cost or a point of a metric that is a share.
         constraints: Such as "latency_ms<=5", "size_bytes<=0.3x", "accuracy>=baseline-1%".
         max_drop: Largest loss of the metric against the baseline that a model of the front may have: in points
             (hundredths) for metrics that are shares, in percent of the baseline's value for others.

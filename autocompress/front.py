@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from autocompress.data import Array
 from autocompress.objective import Constraint, Objective
 from autocompress.record import Record
 
@@ -30,42 +30,58 @@ def pareto_front(records: Sequence[Record], objectives: Sequence[Objective]) -> 
         Laumanns et al., "Combining convergence and diversity in evolutionary multi-objective optimization", 2002, for
         fronts with a tolerance.
     """
-    surest = sorted(objectives, key=lambda objective: objective.tolerance)
+    surest = sorted(range(len(objectives)), key=lambda column: objectives[column].tolerance)
     complete = [record for record in records if record.status == "complete"]
-    kept: list[Record] = []
-    for record in sorted(_not_beaten(complete, objectives), key=lambda record: _exact(record, surest)):
-        if not any(_matches(other, record, objectives) for other in kept):
-            kept = [other for other in kept if not _matches(record, other, objectives)]
-            kept.append(record)
-    return tuple(sorted(kept, key=lambda record: _exact(record, objectives)))
-
-
-def _matches(a: Record, b: Record, objectives: Sequence[Objective]) -> bool:
-    """True if `a` is as good as `b` in every objective, as far as one can tell."""
-    return all(objective.reaches(a.values, b.values, spread=_spread(objective, a, b)) for objective in objectives)
-
-
-def _spread(objective: Objective, a: Record, b: Record) -> float:
-    """What two measured latencies may differ by for no reason, relative: half the 95 % intervals of both together."""
-    if objective.name != "latency_ms" or a.measurement is None or b.measurement is None:
-        return 0.0
-    halves = [
-        (high - low) / 2 / max(one.latency_ratio, 1e-12)
-        for one in (a.measurement, b.measurement)
-        for low, high in [one.latency_ratio_interval]
-    ]
-    return math.hypot(*halves)
-
-
-def _not_beaten(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Record]:
-    """The records that no other beats exactly, which is quick to see for many."""
-    costs = np.array([[objective.cost(record.values) for objective in objectives] for record in records])
+    if not complete:
+        return ()
+    costs = np.array([[objective.cost(record.values) for objective in objectives] for record in complete])
+    numbers = [record.number for record in complete]
+    left = _not_beaten(costs)
+    order = left[np.lexsort((np.array(numbers)[left], *costs[left][:, surest[::-1]].T))]
+    noise = _Noise(complete, objectives)
     kept: list[int] = []
-    for row in np.lexsort(costs.T[::-1]) if len(records) else ():
-        as_good = (costs[kept] <= costs[row]).all(axis=1)
-        if not as_good.any() or (costs[kept] == costs[row]).all(axis=1).any():
-            kept.append(int(row))
-    return [records[row] for row in kept]
+    for row in order.tolist():
+        if not (costs[kept] <= costs[row] + noise.between(kept, row, costs[row])).all(axis=1).any():
+            beaten = (costs[row] <= costs[kept] + noise.between(kept, row, costs[kept])).all(axis=1)
+            kept = [other for other, is_beaten in zip(kept, beaten, strict=True) if not is_beaten]
+            kept.append(row)
+    return tuple(sorted((complete[row] for row in kept), key=lambda record: _exact(record, objectives)))
+
+
+class _Noise:
+    """What costs of two records may differ by for no reason: the tolerance, and what measuring leaves open."""
+
+    def __init__(self, records: Sequence[Record], objectives: Sequence[Objective]) -> None:
+        self._tolerances = np.array([objective.tolerance for objective in objectives])
+        self._is_latency = np.array([objective.name == "latency_ms" for objective in objectives])
+        self._halves = np.array([_half_interval(record) for record in records])
+
+    def between(self, rows: Sequence[int], row: int, scale: Array) -> Array:
+        """Differences of costs (rows, objectives) that count as none, at some level of the costs."""
+        spread = np.hypot(self._halves[rows], self._halves[row])[:, None] * self._is_latency
+        difference: Array = np.maximum(self._tolerances, spread) * np.abs(scale)
+        return difference
+
+
+def _half_interval(record: Record) -> float:
+    """Half of the 95 % interval of a latency, relative to it."""
+    if record.measurement is None:
+        return 0.0
+    low, high = record.measurement.latency_ratio_interval
+    return (high - low) / 2 / max(record.measurement.latency_ratio, 1e-12)
+
+
+def _not_beaten(costs: Array) -> Array:
+    """Rows that no other beats exactly, which is quick to see for many."""
+    order = np.lexsort(costs.T[::-1])
+    kept: list[int] = []
+    front = np.empty((0, costs.shape[1]))
+    for row in order.tolist():
+        as_good = (front <= costs[row]).all(axis=1)
+        if not as_good.any() or (front[as_good] == costs[row]).all(axis=1).any():
+            kept.append(row)
+            front = costs[kept]
+    return np.array(kept)
 
 
 def feasible(

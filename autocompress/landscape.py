@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +11,6 @@ import numpy as np
 
 from autocompress.data import Array
 from autocompress.plan import Plan, Scalar
-
-GONE = 1e-6
-"""A share of the multiply-adds of a layer below which the layer is gone."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +131,8 @@ class Landscape:
         return tuple(dict.fromkeys(("fp32", *named)))
 
     @cached_property
-    def _tables(self) -> tuple[_Table, ...]:
-        return tuple(_Table.of(options, self.precisions) for options in self.effects)
+    def _rows(self) -> _Rows:
+        return _Rows.of(self)
 
     @cached_property
     def recovers(self) -> Array:
@@ -151,43 +149,33 @@ class Landscape:
         Args:
             points: Option of each site, (points, sites).
         """
-        count = len(points)
-        shape = (count, len(self.layers))
-        macs, weights = np.ones(shape), np.ones(shape)
-        parts, density = np.ones(shape), np.ones(shape)
-        bits, precision = np.full(shape, 32.0), np.zeros(shape, np.int64)
-        for site, table in enumerate(self._tables):
-            chosen = points[:, site]
-            rows = np.flatnonzero(chosen)
-            if not len(rows) or not len(table.layers):
-                continue
-            place, option = np.ix_(rows, table.layers), chosen[rows]
-            macs[place] *= table.macs[option]
-            weights[place] *= table.weights[option]
-            parts[place] = np.maximum(parts[place], table.parts[option])
-            density[place] *= table.density[option]
-            bits[place] = np.minimum(bits[place], table.bits[option])
-            named = table.precision[option]
-            precision[place] = np.where(named >= 0, named, precision[place])
-        weights *= np.array(self.weights, float)
+        rows, hot = self._rows, self.one_hot(points)
+        weights = _product(hot, rows.weights) * np.array(self.weights, float)
+        density = _product(hot, rows.density)
+        bits = np.min([32 - hot @ saved for saved in rows.bits], axis=0)
+        parts = np.max([1 + hot @ added for added in rows.parts], axis=0)
         stored = weights * np.minimum(bits, 1 + density * bits) / 8
-        return Work(macs * np.array(self.macs, float), weights, parts, stored, precision)
+        macs = _product(hot, rows.macs) * np.array(self.macs, float)
+        return Work(macs, weights, parts, stored, np.rint(hot @ rows.precision).astype(np.int64))
 
     def canonical(self, points: Array) -> Array:
         """The points with the first option at every site that can't act, so that equal ones are equal.
 
         Sites can't act whose layers are all gone, nor the last of some of which one must not.
         """
-        kept = np.ones((len(points), len(self.layers)))
         result: Array = points.copy()
         for together in self.keeps:
             result[(result[:, together] > 0).all(axis=1), together[-1]] = 0
-        for site, table in enumerate(self._tables):
-            if not len(table.layers):
-                continue
-            result[kept[:, table.layers].max(axis=1) < GONE, site] = 0
-            rows = np.flatnonzero(result[:, site])
-            kept[np.ix_(rows, table.layers)] *= table.weights[result[rows, site]]
+        rows = self._rows
+        gone = np.zeros((len(points), len(self.layers)), np.bool_)
+        for site in rows.removing:
+            touched = rows.touches[site]
+            result[gone[:, touched].all(axis=1), site] = 0
+            gone[np.ix_(result[:, site] > 0, touched)] = True
+        if gone.any():
+            void = gone @ rows.touches.T >= rows.touches.sum(axis=1)
+            void[:, [*rows.removing, *np.flatnonzero(~rows.touches.any(axis=1))]] = False
+            result[void] = 0
         return result
 
     def one_hot(self, points: Array) -> Array:
@@ -207,12 +195,22 @@ class Landscape:
     def point(self, answers: Mapping[str, Scalar]) -> Array:
         """The point of some answers; knobs that no site has are left out."""
         found = self.neutral()
-        for number, site in enumerate(self.sites):
-            options = site.options
-            fitting = [o for o in range(1, len(options)) if all(answers.get(k) == v for k, v in options[o].items())]
-            found[number] = max(fitting, key=lambda option: len(options[option]), default=0)
+        given: dict[str, dict[str, Scalar]] = {}
+        for name, value in answers.items():
+            given.setdefault(name.rpartition("/")[0], {})[name] = value
+        for path, own in given.items():
+            if path in self._numbers:
+                number = self._numbers[path]
+                options = self.sites[number].options
+                fitting = [option for option, wanted in enumerate(options) if option and wanted.items() <= own.items()]
+                found[number] = max(fitting, key=lambda option: len(options[option]), default=0)
         point: Array = self.canonical(found[None])[0]
         return point
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Sites by the part that the names of their knobs have in common."""
+        return {next(iter(site.options[1])).rpartition("/")[0]: number for number, site in enumerate(self.sites)}
 
     def realized(self, plan: Plan) -> Array:
         """The point of what a plan does, which leaves out what means nothing to it (sites,)."""
@@ -245,30 +243,69 @@ def _says(setting: Mapping[str, Scalar], answers: Mapping[str, Scalar]) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The effects of a site's options as arrays (options, layers it touches)."""
+NOTHING = -30.0
+"""Logarithm of a factor that leaves nothing."""
 
-    layers: Array
+
+def _product(hot: Array, logarithms: Array) -> Array:
+    """The product of the factors of the changes that points hold; 0 where one of them leaves nothing."""
+    total = hot @ logarithms
+    factors: Array = np.where(total <= NOTHING, 0.0, np.exp(total))
+    return factors
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The effects of all changes as arrays (changes, layers).
+
+    Args:
+        macs, weights, density: Logarithms of factors.
+        bits, parts: What is taken from 32 bits and added to one part, an array for each method that does so.
+        precision: Index of the precision.
+        touches: Which layers each site changes (sites, layers).
+        removing: Sites that take layers away, in order.
+    """
+
     macs: Array
     weights: Array
-    parts: Array
     density: Array
-    bits: Array
+    bits: tuple[Array, ...]
+    parts: tuple[Array, ...]
     precision: Array
+    touches: Array
+    removing: tuple[int, ...]
 
     @classmethod
-    def of(cls, options: Sequence[Effect], precisions: tuple[str, ...]) -> _Table:
-        layers = sorted({layer for effect in options for layer in effect.layers})
-        place = {layer: column for column, layer in enumerate(layers)}
-        shape = (len(options), len(layers))
-        macs, weights, parts, density = (np.ones(shape) for _ in range(4))
-        bits, precision = np.full(shape, 32.0), np.full(shape, -1, np.int64)
-        for row, effect in enumerate(options):
-            columns = [place[layer] for layer in effect.layers]
-            if columns:
-                macs[row, columns], weights[row, columns] = effect.macs, effect.weights
-                parts[row, columns], density[row, columns] = effect.parts, effect.density
-                bits[row, columns] = effect.bits
-                precision[row, columns] = [precisions.index(p) if p else -1 for p in effect.precision]
-        return cls(np.array(layers, np.int64), macs, weights, parts, density, bits, precision)
+    def of(cls, land: Landscape) -> _Rows:
+        shape = (len(land.changes), len(land.layers))
+        macs, weights, density, precision = (np.zeros(shape) for _ in range(4))
+        bits = {method: np.zeros(shape) for method in land.methods or ("",)}
+        parts = {method: np.zeros(shape) for method in land.methods or ("",)}
+        touches = np.zeros((len(land.sites), len(land.layers)), np.bool_)
+        removing: dict[int, None] = {}
+        for change, (site, option) in enumerate(land.changes):
+            effect, method = land.effects[site][option], land.sites[site].method
+            columns = list(effect.layers)
+            touches[site, columns] = True
+            macs[change, columns] = [_logarithm(factor) for factor in effect.macs]
+            weights[change, columns] = [_logarithm(factor) for factor in effect.weights]
+            density[change, columns] = [_logarithm(factor) for factor in effect.density]
+            bits[method][change, columns] = [32 - number for number in effect.bits]
+            parts[method][change, columns] = [number - 1 for number in effect.parts]
+            precision[change, columns] = [land.precisions.index(name) if name else 0 for name in effect.precision]
+            if effect.weights and max(effect.weights) <= 0:
+                removing[site] = None
+        return cls(
+            macs,
+            weights,
+            density,
+            tuple(one for one in bits.values() if one.any()) or (np.zeros(shape),),
+            tuple(one for one in parts.values() if one.any()) or (np.zeros(shape),),
+            precision,
+            touches,
+            tuple(removing),
+        )
+
+
+def _logarithm(factor: float) -> float:
+    return math.log(factor) if factor > 0 else 2 * NOTHING

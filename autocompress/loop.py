@@ -387,13 +387,17 @@ class SearchLoop:
             AutocompressError: If a model can't be scored or measured.
             BrokenExecutor: If a worker dies.
         """
+        started_s = self._clock.elapsed_s
         scores = [self._calls.test_score(record) for record in records]
         self._await(scores)
+        scored_s = self._clock.elapsed_s
         each_s = max(0.1, min(MOST_CPU_S, (self._left_s() - 3.0) / (len(records) + 1)))
         measured = self._calls.remeasure(records, self._baseline.values["latency_ms"], each_s)
         self._await([measured])
+        workers = min(self._config.workers, len(records))
+        seconds = (workers * (scored_s - started_s) + self._clock.elapsed_s - scored_s) / len(records)
         for score, (number, measurement, values) in zip(scores, measured.result(), strict=True):
-            confirmation = Confirmation(number, score.result(), measurement, values)
+            confirmation = Confirmation(number, score.result(), measurement, values, seconds)
             self._directory.append(confirmation)
             self._confirmations.append(confirmation)
         self._points = self._directory.write_front(self._records, self._confirmations)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
@@ -23,6 +24,7 @@ class Objective:
         direction: "maximize" or "minimize".
         unit: For tables: "ms", "bytes", or "" for a metric.
         tolerance: Relative difference below which two values are a tie (measuring noise); 0 compares exactly.
+        weight: How much it counts for those who want one model; 0 where the whole front is wanted.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -30,20 +32,16 @@ class Objective:
     direction: Direction
     unit: str = ""
     tolerance: float = 0.0
+    weight: float = 0.0
 
     def cost(self, values: Mapping[str, float]) -> float:
         """The value turned so that less is better."""
         value = values[self.name]
         return -value if self.direction == "maximize" else value
 
-    def reaches(self, a: Mapping[str, float], b: Mapping[str, float], *, spread: float = 0.0) -> bool:
-        """True if `a` is as good as `b` in this, but for the noise.
-
-        Args:
-            a, b: Values of two models.
-            spread: Relative difference that measuring these very two leaves open, where it is more than the tolerance.
-        """
-        return self.cost(a) <= self.cost(b) + max(self.tolerance, spread) * abs(self.cost(b))
+    def reaches(self, a: Mapping[str, float], b: Mapping[str, float]) -> bool:
+        """True if `a` is as good as `b` in this, but for the noise."""
+        return self.cost(a) <= self.cost(b) + self.tolerance * abs(self.cost(b))
 
 
 MEASURED = (
@@ -57,18 +55,62 @@ MEASURED = (
 def make_objectives(names: tuple[str, ...], metric: str, direction: Direction) -> tuple[Objective, ...]:
     """Objectives by name; without names the metric, latency and size.
 
+    Args:
+        names: Each a name, or all of them names with weights such as `accuracy:10` and `latency_ms:1`.
+        metric, direction: Of the task.
+
     Raises:
         UnknownName: If a name is neither the task's metric nor measured.
-        InvalidInput: If a name is given twice.
+        InvalidInput: If a name is given twice, or some have weights and others none.
     """
     known = {metric: Objective(metric, direction)} | {objective.name: objective for objective in MEASURED}
-    chosen = names or (metric, "latency_ms", "size_bytes")
-    for name in chosen:
+    chosen = dict.fromkeys((metric, "latency_ms", "size_bytes"), 0.0) if not names else {}
+    for text in names:
+        name, weight = _weighted(text)
         if name not in known:
             raise UnknownName("objective", name, known)
-        if chosen.count(name) > 1:
-            raise InvalidInput(f"objective {name!r} is given {chosen.count(name)} times; give each once")
-    return tuple(known[name] for name in chosen)
+        if name in chosen:
+            count = sum(_weighted(other)[0] == name for other in names)
+            raise InvalidInput(f"objective {name!r} is given {count} times; give each once")
+        chosen[name] = weight
+    if any(chosen.values()) and not all(chosen.values()):
+        without = next(name for name, weight in chosen.items() if not weight)
+        raise InvalidInput(f"objective {without!r} has no weight while others have; give all of them one, or none")
+    return tuple(replace(known[name], weight=weight) for name, weight in chosen.items())
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """Name and weight of an objective as it is written; 0 without a weight."""
+    name, colon, number = text.partition(":")
+    try:
+        weight = float(number) if colon else 0.0
+    except ValueError:
+        weight = -1.0
+    if colon and not 0 < weight < math.inf:
+        raise InvalidInput(f"objective {text!r}: expected NAME, or NAME:WEIGHT with a weight above zero")
+    return name.strip(), weight
+
+
+def weighted_change(
+    objectives: Sequence[Objective], values: Mapping[str, float], baseline: Mapping[str, float], *, is_share: bool
+) -> float:
+    """What a model changes against the baseline, by the weights of the objectives; less is better.
+
+    A weight is that of a hundredth: of a percent of a cost, and of a point of a metric that is a share (a percent of
+    other metrics). With `accuracy:10` and `latency_ms:1` a point of accuracy is worth ten percent of latency.
+
+    Args:
+        objectives: With weights.
+        values, baseline: Of the model and the baseline.
+        is_share: True if the metric is a share in [0, 1].
+    """
+    measured = {objective.name for objective in MEASURED}
+    total = 0.0
+    for objective in objectives:
+        before, after = objective.cost(baseline), objective.cost(values)
+        unit = 1.0 if is_share and objective.name not in measured else max(abs(before), 1e-12)
+        total += objective.weight * 100 * (after - before) / unit
+    return total
 
 
 _NUMBER = r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?\.\d+"

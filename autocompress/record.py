@@ -111,6 +111,7 @@ class Confirmation:
         test: Metric name to its value on the test split; empty where the task has none.
         measurement: The later, better measurement.
         values: The measured values that replace those of the record.
+        seconds: Time of workers that scoring and measuring took.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -118,4 +119,5 @@ class Confirmation:
     test: Mapping[str, float]
     measurement: Measurement
     values: Mapping[str, float]
+    seconds: float = 0.0
     kind: Literal["confirmation"] = "confirmation"

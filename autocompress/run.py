@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
-from autocompress.objective import Constraint, Direction
+from autocompress.objective import Constraint, Direction, weighted_change
 from autocompress.point import Point, summarize
 from autocompress.record import Record
 from autocompress.report.table import Column, point_columns, point_row
@@ -66,6 +66,11 @@ class Run:
         return self._directory.points()[1]
 
     @property
+    def near_misses(self) -> tuple[Point, ...]:
+        """Where no model obeys the constraints: those that come nearest, the nearest first."""
+        return self._directory.near_misses()
+
+    @property
     def front(self) -> pandas.DataFrame:
         """The front as a table, a row a model."""
         import pandas
@@ -90,7 +95,8 @@ class Run:
         Args:
             where: What it must obey: `latency_ms<=2`, `accuracy>=baseline-1%`, `size_bytes<=0.5x`; several as a
                 sequence or joined by commas.
-            best: The value that decides among those left; by default the first objective of the search.
+            best: The value that decides among those left; by default the weights of the objectives if the search had
+                some, else the first objective.
             output: Where to copy the ONNX file, with the plan beside it as JSON; or a folder that exists.
 
         Returns:
@@ -142,11 +148,18 @@ class Run:
         return front_html(self._directory)
 
     def _best(self, points: Sequence[Point], best: str | None, known: Sequence[str]) -> Point:
-        name = best or self.config.objectives[0].name
+        config, baseline = self.config, self.baseline
+        if best is None and baseline is not None and all(objective.weight for objective in config.objectives):
+            return min(points, key=lambda point: self._weighted(point, baseline))
+        name = best or config.objectives[0].name
         if name not in known:
             raise _unknown("value to be best in", name, known)
         sign = -1.0 if self._direction(name) == "maximize" else 1.0
         return min(points, key=lambda point: (sign * point.values()[name], point.latency_ratio, point.size_bytes))
+
+    def _weighted(self, point: Point, baseline: Point) -> float:
+        config = self.config
+        return weighted_change(config.objectives, point.values(), baseline.values(), is_share=config.is_percentage)
 
     def _direction(self, name: str) -> Direction:
         return self.config.direction if name.removeprefix("test_") == self.config.metric else "minimize"

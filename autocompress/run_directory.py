@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
 from autocompress.errors import InvalidInput, RunDirectoryError, one_line
+from autocompress.front import feasible
 from autocompress.objective import Constraint, Direction, Objective
 from autocompress.point import Point, confirmed, current_front, make_point
 from autocompress.probe import Sensitivity
@@ -376,6 +377,28 @@ class RunDirectory:
         records = self.records()
         confirmations = tuple(line for line in lines if isinstance(line, Confirmation))
         return self._points(records, confirmations)
+
+    def near_misses(self, count: int = 3) -> tuple[Point, ...]:
+        """The models nearest to the constraints, by the one that each breaks worst; none if some model obeys all."""
+        config = self.config
+        final = confirmed(self.records(), self.confirmations())
+        baseline = next((record for record in final if record.number == 0 and record.status == "complete"), None)
+        if baseline is None or feasible(final, config.constraints, baseline.values):
+            return ()
+
+        def worst(record: Record) -> float:
+            return max(constraint.violation(record.values, baseline.values) for constraint in config.constraints)
+
+        nearest = sorted((record for record in final if record.status == "complete"), key=worst)[:count]
+        origin = make_point(baseline, baseline, (), config.metric, self.path / "front")
+        return tuple(
+            replace(
+                make_point(record, baseline, self.confirmations(), config.metric, self.path / "front"),
+                file=str(self.path / record.artifact.path),
+            )
+            for record in nearest
+            if record.artifact is not None and record.number != origin.number
+        )
 
     def _points(
         self, records: Sequence[Record], confirmations: Sequence[Confirmation]

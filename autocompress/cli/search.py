@@ -45,7 +45,8 @@ def search(
         list[str] | None,
         typer.Option(
             help="What to optimize; repeat it. By default the metric, `latency_ms` and `size_bytes`; also "
-            "`peak_memory_bytes`."
+            "`peak_memory_bytes`. For one model instead of a front give weights: `accuracy:10` and `latency_ms:1` make "
+            "a point of accuracy worth ten percent of latency."
         ),
     ] = None,
     constraint: Annotated[
@@ -61,7 +62,10 @@ def search(
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at the same time.")] = None,
     executor: Annotated[str | None, typer.Option(help="Where trials run: `processes` or `inline`.")] = None,
     seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="`tpe`, `nsga2` or `random`.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="`guided` (default): sensitivities, models and a solver; or `tpe`, `nsga2`, `random`."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run directory; by default a new folder under `runs/`.")
     ] = None,
@@ -136,16 +140,32 @@ def _print_end(run: Run) -> None:
 
     print_run(run)
     path = shlex.quote(str(run.path))
+    if run.near_misses:
+        typer.echo(
+            f"\nno model obeys the constraints; the table has the nearest, with files in {run.path / 'artifacts'}.\n"
+            f"Widen the constraints in a new search, or give this one more time: autocompress search --resume {path} "
+            "--budget TIME"
+        )
+        return
     if not [point for point in run.points if point.number > 0]:
         typer.echo(
             f"\nno model better than the baseline was found; give it more time: autocompress search --resume {path} "
             "--budget TIME"
         )
         return
-    latencies = sorted(point.latency_ratio for point in run.points)
-    bound = math.ceil(100 * latencies[len(latencies) // 2]) / 100
     typer.echo(
         f"\nfiles:  {run.path / 'front'}\n"
-        f'choose: autocompress pick {path} --where "latency_ratio<={bound:g}" --output model.onnx\n'
+        f"choose: autocompress pick {path} {_choice(run)} --output model.onnx\n"
         f"look:   {run.path / 'report.html'}"
     )
+
+
+def _choice(run: Run) -> str:
+    """How one might choose from the front: the fastest where a loss was bounded, else the best of the faster half."""
+    config = run.config
+    if all(objective.weight for objective in config.objectives):
+        return ""
+    if any(constraint.name == config.metric for constraint in config.constraints):
+        return "--best latency_ms"
+    latencies = sorted(point.latency_ratio for point in run.points)
+    return f'--where "latency_ratio<={math.ceil(100 * latencies[len(latencies) // 2]) / 100:g}"'

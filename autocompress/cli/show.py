@@ -71,5 +71,9 @@ def print_run(run: Run) -> None:
     if baseline is None:
         console.print("The baseline is not measured yet.")
         return
+    misses = run.near_misses
+    if misses:
+        console.print("No model obeys the constraints. The nearest:")
+        points = misses
     apart = None if baseline.number in {point.number for point in points} else baseline
     console.print(front_table(apart, points, run.columns(), width=console.width))

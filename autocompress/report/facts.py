@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from autocompress.objective import Direction
 from autocompress.point import Point, confirmed
+from autocompress.probe import Sensitivity
 from autocompress.record import Record
 from autocompress.run_directory import RunConfig, RunDirectory
 
@@ -24,6 +25,8 @@ class RunFacts:
         records: All finished trials, with their latest values, in the order they ended.
         baseline: None before it is measured.
         front: The points of the front.
+        sensitivities: Entries of the sensitivity table, in the order they were made.
+        confirming_s: Seconds that confirming the front took, one number for each model.
         folder: Where the page will lie; links are relative to it.
     """
 
@@ -33,6 +36,8 @@ class RunFacts:
     records: tuple[Record, ...]
     baseline: Point | None
     front: tuple[Point, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    confirming_s: tuple[float, ...]
     folder: Path
 
     @classmethod
@@ -47,6 +52,8 @@ class RunFacts:
             records=confirmed(directory.records(), directory.confirmations()),
             baseline=baseline,
             front=front,
+            sensitivities=directory.sensitivities(),
+            confirming_s=tuple(confirmation.seconds for confirmation in directory.confirmations()),
             folder=folder,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import ClassVar
@@ -22,7 +22,7 @@ from autocompress.strategies._base import STRATEGIES, Problem, SearchStrategy
 from autocompress.strategies._guided.accuracy import restored
 from autocompress.strategies._guided.costs import COSTS
 from autocompress.strategies._guided.damage import Key, damages, key_of
-from autocompress.strategies._guided.gain import Gain
+from autocompress.strategies._guided.gain import Gain, exclusive_volumes
 from autocompress.strategies._guided.models import Models, Result
 from autocompress.strategies._guided.policies import PolicySpace, savings
 from autocompress.strategies._guided.relatives import Relative, is_held, nearest
@@ -64,6 +64,10 @@ LEAST_GAIN = 5e-4
 
 NEXT_TO_NOTHING = 1e-9
 """What decides where no candidate promises anything: how likely it obeys the constraints, and its time."""
+
+
+Gained = Callable[[Array, Mapping[str, Array]], Array]
+"""What models of some losses and shares of the baseline's costs would add (models,)."""
 
 
 @dataclass(frozen=True)
@@ -361,7 +365,9 @@ class Guided(SearchStrategy):
         for policy in self._policy_view.suggest(self._told_before(first), 4, self._seed_of("tpe", first)):
             architecture, point = self._policy_view.decode(policy)
             found[architecture].append((point, "tpe"))
-        models, front = self._models_before(first), self._front_of(self._before(first))
+        is_now = max(self._results) < first  # else the block began in an earlier process
+        models = self._fitted() if is_now else self._models_before(first)
+        front = self._front if is_now else self._front_of(self._before(first))
         objectives = tuple(objective.name for objective in self._problem.objectives)
         for name in self._worth_solving(front):
             landscape = self._landscapes[name]
@@ -474,8 +480,8 @@ class Guided(SearchStrategy):
         for result in self._trained():
             by_rung.setdefault(result.rung, []).append(result)
         for _, rung in sorted(by_rung.items()):
-            ranked = self._ranked(rung[-MOST_RANKED:])
-            for result in ranked[: math.ceil(len(ranked) / ETA)]:
+            latest = rung[-MOST_RANKED:]
+            for result in self._best_of(latest, math.ceil(len(latest) / ETA)):
                 most = self._full[result.architecture] * (ETA if self._is_late else 1)
                 own = min((ETA - 1) * math.ceil(result.epochs), most - math.ceil(result.epochs))
                 if own > 0 and result.number not in self._promoted:
@@ -490,18 +496,19 @@ class Guided(SearchStrategy):
                         np.array([max(result.epochs + own, float(self._full[result.architecture]))]),
                     )
 
-    def _ranked(self, results: Sequence[Result]) -> list[Result]:
-        """Results by non-domination rank, within a rank by what each adds to the volume of the others."""
-        left, ranked = list(results), []
-        axes = len(self._problem.objectives)
-        while left:
+    def _best_of(self, results: Sequence[Result], count: int) -> list[Result]:
+        """Some results by non-domination rank, within the last rank by what each adds to the volume of the others."""
+        left = list(results)
+        ranked: list[Result] = []
+        while left and len(ranked) < count:
             best = self._front_of(left)
-            rows = np.array([self._axes_of(result, result.loss) for result in best])
-            adds = [float(Gain(np.delete(rows, row, axis=0), axes).of(rows[row][None])[0]) for row in range(len(best))]
-            ranked += [best[row] for row in np.argsort(-np.array(adds), kind="stable")]
+            if len(ranked) + len(best) > count:
+                adds = exclusive_volumes(np.array([self._axes_of(result) for result in best]))
+                best = [best[row] for row in np.argsort(-adds, kind="stable")]
+            ranked += best
             chosen = {result.number for result in best}
             left = [result for result in left if result.number not in chosen]
-        return ranked
+        return ranked[:count]
 
     # -- models --------------------------------------------------------------------------------------------------
 
@@ -553,35 +560,43 @@ class Guided(SearchStrategy):
 
     # -- gain ----------------------------------------------------------------------------------------------------
 
-    def _gain(self, models: Models) -> Gain:
-        """The volume that the front, and the trials at work as they are expected to end, leave open."""
+    def _gain(self, models: Models) -> Gained:
+        """What models would add to the front, and to the trials at work as they are expected to end."""
         assert self._yardstick is not None, "the baseline is told first"
-        rows = list(self._believed(models))
-        for architecture, point, epochs in self._running.values():
-            loss, _ = models.accuracy.predict(architecture, point[None], np.array([epochs]))
-            costs = models.costs.predict(architecture, point[None])
-            rows.append(self._yardstick.axes(restored(loss), {name: mean for name, (mean, _) in costs.items()})[0])
+        yardstick = self._yardstick
+        places = [*self._believed(models), *self._expected(models)]
+        if yardstick.is_weighted:
+            best = min(float(yardstick.weighted(loss, shares)[0]) for loss, shares in places)
+            return lambda loss, shares: np.maximum(0.0, best - yardstick.weighted(loss, shares))
         axes = len(self._problem.objectives)
-        return Gain(np.array(rows).reshape(len(rows), axes), axes)
+        gain = Gain(np.array([yardstick.axes(loss, shares)[0] for loss, shares in places]).reshape(-1, axes), axes)
+        return lambda loss, shares: gain.of(yardstick.axes(loss, shares))
 
-    def _believed(self, models: Models) -> Iterator[Array]:
-        """Where the front lies by the losses that the models believe in, since scores are noisy."""
+    def _believed(self, models: Models) -> Iterator[tuple[Array, dict[str, Array]]]:
+        """Loss and shares of the front, the loss as the models believe in it, since scores are noisy."""
         by_architecture: dict[str, list[Result]] = {}
         for result in self._front:
             by_architecture.setdefault(result.architecture, []).append(result)
         for name, results in by_architecture.items():
             points, epochs = (np.array([getattr(one, what) for one in results]) for what in ("point", "epochs"))
             losses, _ = models.accuracy.predict(name, points, epochs)
-            yield from (self._axes_of(one, loss) for one, loss in zip(results, restored(losses), strict=True))
+            for result, loss in zip(results, restored(losses), strict=True):
+                yield np.array([loss]), {cost: np.array([share]) for cost, share in result.shares.items()}
 
-    def _axes_of(self, result: Result, loss: float) -> Array:
-        """Where a result lies if it loses so many points."""
+    def _expected(self, models: Models) -> Iterator[tuple[Array, dict[str, Array]]]:
+        """Loss and shares that the trials at work are expected to have."""
+        for architecture, point, epochs in self._running.values():
+            loss, _ = models.accuracy.predict(architecture, point[None], np.array([epochs]))
+            costs = models.costs.predict(architecture, point[None])
+            yield restored(loss), {name: mean for name, (mean, _) in costs.items()}
+
+    def _axes_of(self, result: Result) -> Array:
         assert self._yardstick is not None, "the baseline is told first"
         shares = {name: np.array([share]) for name, share in result.shares.items()}
-        row: Array = self._yardstick.axes(np.array([loss]), shares)[0]
+        row: Array = self._yardstick.axes(np.array([result.loss]), shares)[0]
         return row
 
-    def _worth(self, models: Models, gain: Gain, candidates: _Candidates) -> Array:
+    def _worth(self, models: Models, gain: Gained, candidates: _Candidates) -> Array:
         """Expected gain, once trained in full, for each second until then (points,)."""
         assert self._yardstick is not None, "the baseline is told first"
         name, points = candidates.architecture, candidates.points
@@ -592,7 +607,7 @@ class Guided(SearchStrategy):
         for quantile in QUANTILES:
             loss = restored(mean + quantile * deviation)
             likely = self._yardstick.allowed(loss, costs)
-            total += gain.of(self._yardstick.axes(loss, shares)) * likely / len(QUANTILES)
+            total += gain(loss, shares) * likely / len(QUANTILES)
             allowed += likely / len(QUANTILES)
         total[total < LEAST_GAIN] = 0.0
         missing = np.maximum(candidates.total - candidates.before, candidates.own)

@@ -9,7 +9,8 @@ from pathlib import Path
 from autocompress.artifact import Artifact
 from autocompress.measurement import Measurement
 from autocompress.objective import Constraint, make_objectives
-from autocompress.plan import Plan, Recovery, Step
+from autocompress.plan import Plan, Recovery, Scalar, Step
+from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Confirmation, Proposal, Record, Trial
 from autocompress.run_directory import RunConfig, RunDirectory
@@ -89,7 +90,7 @@ def complete(number: int, plan: Plan, accuracy: float, latency: float, size: flo
         "peak_memory_bytes": 2e6,
     }
     return Record(
-        trial=Trial(number, plan, proposal=Proposal("policy")),
+        trial=Trial(number, plan, proposal=Proposal("policy", attributes=expected(number, accuracy, latency, size))),
         status="complete",
         values=values,
         artifact=Artifact(f"artifacts/{number}.onnx", "0" * 64, int(400_000 * size)),
@@ -97,6 +98,24 @@ def complete(number: int, plan: Plan, accuracy: float, latency: float, size: flo
         seconds={"build": 1.0, "recover": 5.0},
         machine="bench",
     )
+
+
+def expected(number: int, accuracy: float, latency: float, size: float) -> dict[str, Scalar]:
+    """What a search might have expected of a trial: ten percent more than came; nothing of the baseline."""
+    if number == 0:
+        return {}
+    costs = {"latency_ms": latency, "size_bytes": size, "peak_memory_bytes": 1.0}
+    return {"expected_loss": 110 * (0.97 - accuracy)} | {f"expected_{k}_ratio": 1.1 * v for k, v in costs.items()}
+
+
+def sensitivities() -> tuple[Sensitivity, ...]:
+    """Two changes that were looked at, and one that could not be carried out."""
+    entries = []
+    for layer, divergence, reason in (("stem", 0.2, ""), ("head", 0.0, ""), ("block1.conv1", 0.0, "infeasible: no")):
+        plan = Plan(steps=(Step("quantization", {layer: {"precision": "int8"}}),))
+        values = {} if reason else {"latency_ratio": 0.9, "size_bytes": 3e5}
+        entries.append(Sensitivity(Probe(plan), reason, divergence, values, seconds=0.5))
+    return tuple(entries)
 
 
 def dropped(number: int, status: str, reason: str) -> Record:
@@ -139,6 +158,8 @@ def make_run(path: Path, *, config: RunConfig = config(), confirm: bool = True) 
             (path / record.artifact.path).write_bytes(f"model {record.number}".encode())
         directory.append(record)
     confirmations = tuple(confirmation(n, a - 0.002, ratio) for n, _, a, ratio, _ in FRONT) if confirm else ()
+    for entry in sensitivities():
+        directory.append(entry)
     for line in (*confirmations, *((confirmation(0, 0.966, 1.0),) if confirm else ())):
         directory.append(line)
     directory.write_front(lines, directory.confirmations())

@@ -20,7 +20,7 @@ from autocompress.strategies._base import Problem
 from autocompress.strategies._guided.accuracy import AccuracyModel, compressed, restored
 from autocompress.strategies._guided.costs import CostModel
 from autocompress.strategies._guided.damage import damages, key_of
-from autocompress.strategies._guided.gain import Gain
+from autocompress.strategies._guided.gain import Gain, exclusive_volumes
 from autocompress.strategies._guided.policies import PolicySpace
 from autocompress.strategies._guided.relatives import Relative, nearest
 from autocompress.strategies._guided.solver import sweep
@@ -285,6 +285,13 @@ def test_gain_is_the_difference_of_hypervolumes() -> None:
     exact = [hypervolume([*front.tolist(), point.tolist()], (1, 1, 1)) - base for point in new]
     assert Gain(front, 3).of(new) == pytest.approx(exact, abs=0.02)
     assert Gain(np.zeros((0, 2)), 2).of(np.array([[0.5, 0.5], [1.2, 0.1]])) == pytest.approx([0.25, 0.0], abs=0.01)
+
+
+def test_exclusive_volumes_are_what_is_lost_without_a_point() -> None:
+    points = np.random.default_rng(5).random((5, 3))
+    whole = hypervolume(points.tolist(), (1, 1, 1))
+    lost = [whole - hypervolume(np.delete(points, row, axis=0).tolist(), (1, 1, 1)) for row in range(5)]
+    assert exclusive_volumes(points) == pytest.approx(lost, abs=0.02)
 
 
 def test_costs_are_learned_from_a_few_measurements() -> None:

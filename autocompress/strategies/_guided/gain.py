@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from autocompress.data import Array
@@ -21,9 +23,8 @@ class Gain:
     def __init__(self, front: Array, axes: int) -> None:
         self._cells = CELLS[axes]
         open_cells = np.ones((self._cells,) * axes)
-        middle = (np.arange(self._cells) + 0.5) / self._cells
         for point in front:
-            open_cells[np.ix_(*(middle >= value for value in point))] = 0.0
+            open_cells[_beyond(point, self._cells)] = 0.0
         volume = np.pad(open_cells, [(0, 1)] * axes)
         for axis in range(axes):
             volume = np.flip(np.cumsum(np.flip(volume, axis), axis), axis)
@@ -45,3 +46,22 @@ class Gain:
             weight = np.where(offset, part, 1 - part).prod(axis=1)
             total += weight * self._volume[tuple((low + offset).T)]
         return total
+
+
+def exclusive_volumes(points: Array) -> Array:
+    """What each point covers that no other does (points,).
+
+    Args:
+        points: Costs (points, axes), each in [0, 1] by axis, 1 the reference.
+    """
+    axes = points.shape[1]
+    covered = np.zeros((CELLS[axes],) * axes, np.int32)
+    places = [_beyond(point, CELLS[axes]) for point in points]
+    for place in places:
+        covered[place] += 1
+    return np.array([(covered[place] == 1).sum() for place in places]) / covered.size
+
+
+def _beyond(point: Array, cells: int) -> tuple[slice, ...]:
+    """The cells of a grid whose middle is nowhere better than a point."""
+    return tuple(slice(max(0, math.ceil(value * cells - 0.5)), None) for value in np.minimum(point, 2.0))

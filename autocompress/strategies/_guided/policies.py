@@ -45,38 +45,34 @@ class PolicySpace:
     def __init__(self, landscapes: Mapping[str, Landscape], damages: Mapping[str, Array]) -> None:
         self._landscapes = landscapes
         self._savings = {name: savings(landscape) for name, landscape in landscapes.items()}
+        self._names = sorted({method for landscape in landscapes.values() for method in landscape.methods})
+        self._changes = {name: _changes_of(landscape) for name, landscape in landscapes.items()}
+        self._most = {name: _most_saved(landscape, self._savings[name]) for name, landscape in landscapes.items()}
         self._order = {
             name: np.argsort(damages[name] / (self._savings[name] + 1e-6), kind="stable") for name in landscapes
         }
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """What a policy consists of."""
-        methods = sorted({method for landscape in self._landscapes.values() for method in landscape.methods})
         found: dict[str, BaseDistribution] = {"architecture": CategoricalDistribution(tuple(self._landscapes))}
-        return found | {method: FloatDistribution(0.0, 1.0) for method in methods}
+        return found | {method: FloatDistribution(0.0, 1.0) for method in self._names}
 
     def encode(self, architecture: str, point: Array) -> Policy:
         """How much of each method a point has."""
         landscape, saved = self._landscapes[architecture], self._savings[architecture]
-        policy: dict[str, float | str] = dict.fromkeys(self.distributions(), 0.0)
-        policy["architecture"] = architecture
-        most, own = dict.fromkeys(policy, 0.0), dict.fromkeys(policy, 0.0)
-        for site, size in enumerate(landscape.sizes):
-            start, method = int(landscape.offsets[site]), landscape.sites[site].method
-            most[method] += float(saved[start : start + size - 1].max())
-            if point[site]:
-                own[method] += float(saved[start + point[site] - 1])
-        return policy | {method: min(1.0, own[method] / most[method]) for method in policy if most[method] > 0}
+        amounts = dict.fromkeys(self._names, 0.0)
+        own, most = landscape.one_hot(point[None])[0] * saved, self._most[architecture]
+        for method, changes in self._changes[architecture].items():
+            if most[method] > 0:
+                amounts[method] = min(1.0, float(own[changes].sum()) / most[method])
+        return {"architecture": architecture, **amounts}
 
     def decode(self, policy: Policy) -> tuple[str, Array]:
         """Architecture and point of a policy: of each method the changes that hurt least for what they save."""
         architecture = str(policy["architecture"])
         landscape, saved = self._landscapes[architecture], self._savings[architecture]
         point = landscape.neutral()
-        most: dict[str, float] = {}
-        for site, size in enumerate(landscape.sizes):
-            start, method = int(landscape.offsets[site]), landscape.sites[site].method
-            most[method] = most.get(method, 0.0) + float(saved[start : start + size - 1].max())
+        most = self._most[architecture]
         own = dict.fromkeys(most, 0.0)
         for change in self._order[architecture]:
             site, option = landscape.changes[change]
@@ -108,3 +104,21 @@ class PolicySpace:
                     )
                 )
             return [dict(study.ask(space).params) for _ in range(count)]
+
+
+def _changes_of(landscape: Landscape) -> dict[str, Array]:
+    """The changes of each method."""
+    owners = [landscape.sites[site].method for site, _ in landscape.changes]
+    return {
+        method: np.array([change for change, owner in enumerate(owners) if owner == method])
+        for method in landscape.methods
+    }
+
+
+def _most_saved(landscape: Landscape, saved: Array) -> dict[str, float]:
+    """What each method saves where every site takes the change that saves most."""
+    most = dict.fromkeys(landscape.methods, 0.0)
+    for site, size in enumerate(landscape.sizes):
+        start = int(landscape.offsets[site])
+        most[landscape.sites[site].method] += float(saved[start : start + size - 1].max())
+    return most

@@ -71,6 +71,19 @@ class Yardstick:
         ]
         return max(0.0, min((self.loss(bound) for bound in bounds), default=0.0))
 
+    @property
+    def is_weighted(self) -> bool:
+        """True if one model is wanted, by the weights of the objectives."""
+        return all(objective.weight for objective in self._problem.objectives)
+
+    def weighted(self, loss: Array, shares: Mapping[str, Array]) -> Array:
+        """What points change against the baseline by the weights of the objectives; less is better (points,)."""
+        total = np.zeros(len(loss))
+        for objective in self._problem.objectives:
+            change = 100 * (shares[objective.name] - 1) if objective.name in COSTS else loss
+            total += objective.weight * change
+        return total / (100 * sum(objective.weight for objective in self._problem.objectives))
+
     def allowed(self, loss: Array, costs: Mapping[str, Cost]) -> Array:
         """How likely points obey the constraints, at some loss (points,)."""
         likely = np.ones(len(loss))

@@ -1,0 +1,80 @@
+"""What the models of a guided search expected of trials, against what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.record import Record
+from autocompress.report.facts import RunFacts
+from autocompress.report.sections._base import SECTIONS, Section
+
+FEWEST = 3
+
+
+@SECTIONS.register
+class Foresight(Section):
+    """Rank correlation and error of every prediction, each made before its trial was run."""
+
+    name, title, order = "foresight", "What was foreseen", 42
+
+    def html(self, facts: RunFacts) -> str:
+        baseline = next((record for record in facts.complete if record.number == 0), None)
+        told = [record for record in facts.complete if "expected_loss" in record.trial.proposal.attributes]
+        if baseline is None or len(told) < FEWEST:
+            return ""
+        points = "points" if facts.config.is_percentage else "%"
+        rows = [
+            _row(f"loss of {facts.config.metric}", *_losses(told, baseline, facts), f"{{:.2f}} {points}", share=False)
+        ]
+        for name, title in (("latency_ms", "latency"), ("size_bytes", "size"), ("peak_memory_bytes", "peak memory")):
+            key = f"expected_{name}_ratio"
+            expected = _numbers([record.trial.proposal.attributes.get(key) for record in told])
+            found = _numbers([record.values[name] / max(baseline.values[name], 1e-12) for record in told])
+            rows.append(_row(title, expected, found, "{:.1%}", share=True))
+        head = "".join(
+            f'<th class="number">{title}</th>'
+            for title in ("trials", "rank correlation", "median error", "90 % within")
+        )
+        return f"""<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>
+<tbody>{"".join(rows)}</tbody></table></div>
+<p class="soft">Expected before a trial, from the table and the trials before it; found when it had ended.</p>"""
+
+
+def _losses(told: Sequence[Record], baseline: Record, facts: RunFacts) -> tuple[Array, Array]:
+    metric = facts.config.metric
+    level = baseline.values[metric]
+    unit = 1.0 if facts.config.is_percentage else max(abs(level), 1e-12)
+    sign = 1.0 if facts.direction == "maximize" else -1.0
+    found = [100 * sign * (level - record.values[metric]) / unit for record in told]
+    return _numbers([record.trial.proposal.attributes["expected_loss"] for record in told]), _numbers(found)
+
+
+def _numbers(values: Sequence[object]) -> Array:
+    return np.array([float(str(value)) if value is not None else np.nan for value in values])
+
+
+def _row(title: str, expected: Array, found: Array, form: str, *, share: bool) -> str:
+    errors = np.abs(expected - found) / (np.maximum(np.abs(found), 1e-12) if share else 1.0)
+    cells = (
+        str(len(found)),
+        f"{rank_correlation(expected, found):.2f}",
+        form.format(float(np.median(errors))),
+        form.format(float(np.quantile(errors, 0.9))),
+    )
+    numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+    return f"<tr><th>{title}</th>{numbers}</tr>\n"
+
+
+def rank_correlation(one: Array, other: Array) -> float:
+    """Spearman's: the correlation of ranks, those of ties being their mean; 0 where one side is constant.
+
+    >>> round(rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([10.0, 20.0, 15.0])), 3)
+    0.5
+    """
+    ranks = [np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values]) for values in (one, other)]
+    if min(rank.std() for rank in ranks) == 0:
+        return 0.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -1,0 +1,64 @@
+"""The sensitivity table: what each single change does before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from autocompress.probe import Sensitivity
+from autocompress.report.facts import RunFacts
+from autocompress.report.figure import figure
+from autocompress.report.sections._base import SECTIONS, Section
+
+LEAST = 1e-5
+"""Divergences below this are drawn here, since the axis is logarithmic."""
+
+
+@SECTIONS.register
+class SensitivityTable(Section):
+    """How far the outputs move when one layer is changed, by method and setting."""
+
+    name, title, order = "sensitivity", "Sensitivity", 32
+
+    def html(self, facts: RunFacts) -> str:
+        known = [entry for entry in facts.sensitivities if not entry.reason]
+        if not known:
+            return ""
+        traces: dict[str, dict[str, Any]] = {}
+        for entry in known:
+            method, layer, setting = _change(entry)
+            label = f"{method} {setting}"
+            trace = traces.setdefault(label, {"x": [], "y": [], "text": []})
+            trace["x"].append(escape(layer))
+            trace["y"].append(max(LEAST, entry.divergence))
+            trace["text"].append(f"latency {entry.values['latency_ratio']:.2f}×")
+        data = [_trace(label, trace) for label, trace in traces.items()]
+        layout = {
+            "xaxis": {"automargin": True, "tickangle": -60},
+            "yaxis": {"type": "log", "title": {"text": "divergence of the outputs"}},
+            "legend": {"orientation": "h"},
+        }
+        plot = figure(data, layout, label="divergence of the outputs by changed layer")
+        missing = len(facts.sensitivities) - len(known)
+        left_out = f" {missing} could not be carried out." if missing else ""
+        return f"""{plot}
+<p class="soft">{len(known)} single changes of the original, without training and without labels: how far the outputs on
+calibration samples move (Kullback-Leibler divergence of classes, else the mean square relative to the variance).
+What lies low bears the change.{left_out}</p>"""
+
+
+def _change(entry: Sensitivity) -> tuple[str, str, str]:
+    step = entry.plan.steps[0]
+    layer, setting = next(iter(step.settings.items()))
+    return step.method, layer, " ".join(str(value) for value in setting.values())
+
+
+def _trace(label: str, trace: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": escape(label),
+        "hovertemplate": "%{x}: %{y:.3g}, %{text}<extra>" + escape(label) + "</extra>",
+        **trace,
+    }
