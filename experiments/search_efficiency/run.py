@@ -33,11 +33,13 @@ def main() -> None:
     if chosen.data:
         os.environ["AUTOCOMPRESS_DATA"] = chosen.data
     arena = Arena(chosen.network, chosen.kept)
+    (chosen.records / chosen.network).mkdir(parents=True, exist_ok=True)
+    values = json.dumps(dict(arena.baseline.values))
+    (chosen.records / chosen.network / "baseline.json").write_text(values + "\n")
     for seed in chosen.seeds:
         for name in chosen.strategy:
             path = chosen.records / chosen.network / f"{name}-{seed}.jsonl"
             if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
                 lines = compete(arena, name, seed, chosen.trials)
                 path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -309,6 +309,15 @@ def test_costs_are_learned_from_a_few_measurements() -> None:
     assert found["size_bytes"][0] == pytest.approx(size, rel=0.03)
 
 
+def test_costs_of_methods_that_do_not_tell_are_learned_too() -> None:
+    silent = replace(land(), effects=tuple((Effect(),) * len(options) for options in land().effects))
+    model, point = CostModel({"original": silent}), silent.neutral()
+    model.learn(0, "original", point, {"size_bytes": 1.0})
+    point[3] = 2
+    model.learn(1, "original", point, {"size_bytes": 0.8})
+    assert model.predict("original", point[None])["size_bytes"][0][0] == pytest.approx(0.8, abs=0.02)
+
+
 def test_losses_are_learned_and_doubt_shrinks() -> None:
     landscape, rng = land(), np.random.default_rng(2)
     damage = damages(landscape, {})

@@ -18,7 +18,7 @@ from autocompress.plan import Plan, Recovery, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
-from autocompress.run_directory import RunConfig, RunDirectory, RunStatus
+from autocompress.run_directory import PHASES, RunConfig, RunDirectory, RunStatus
 from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
 from autocompress.space import SearchSpace
@@ -144,6 +144,70 @@ def done(value):  # type: ignore[no-untyped-def]
     future = Future()  # type: ignore[var-annotated]
     future.set_result(value)
     return future
+
+
+class Looking(Listed):
+    """Looks at some changes before it proposes what it is given."""
+
+    name = "looking"
+
+    def __init__(self, plans: Sequence[Plan], changes: Sequence[Plan]) -> None:
+        super().__init__(plans)
+        self.changes = list(changes)
+        self.noted: list[Sensitivity] = []
+
+    def ask(self) -> Trial | Probe | None:  # type: ignore[override]
+        return Probe(self.changes.pop(0)) if self.changes else super().ask()
+
+    def note(self, entry: Sensitivity) -> None:
+        self.noted.append(entry)
+
+    def parents(self) -> frozenset[str]:
+        return frozenset(record.plan.digest for record in self.told[-1:])
+
+
+def test_changes_are_looked_at_noted_and_kept(tmp_path: Path) -> None:
+    bench, changes = Bench(tmp_path / "run", workers=2), plans(3)
+    strategy = Looking(plans(2, epochs=1), changes)
+    bench.run(strategy)
+    assert [entry.plan for entry in strategy.noted] == changes
+    assert bench.directory.sensitivities() == tuple(strategy.noted)
+    assert [record.number for record in bench.directory.records()] == [0, 1, 2]
+    assert bench.snapshots[-1].looked == 3
+
+
+def test_a_look_that_raises_is_an_entry_with_the_reason(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+
+    def look(probe: Probe) -> Future[Sensitivity]:
+        future: Future[Sensitivity] = Future()
+        future.set_exception(ZeroDivisionError("a bug"))
+        return future
+
+    bench._look = look  # type: ignore[method-assign]
+    bench.run(Looking(plans(1), plans(2)))
+    assert [entry.reason for entry in bench.directory.sensitivities()] == ["ZeroDivisionError: a bug"] * 2
+    assert "ZeroDivisionError: a bug" in (bench.directory.path / "log.txt").read_text()
+
+
+def test_no_look_is_begun_that_cannot_end_in_the_budget(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=60.0)
+    bench.run(Looking(plans(1), plans(2)), spent_s=53.0)
+    assert bench.directory.sensitivities() == ()
+
+
+def test_weights_that_nobody_starts_from_are_deleted(tmp_path: Path) -> None:
+    bench, listed = Bench(tmp_path / "run"), plans(3, epochs=2)
+
+    def outcome(trial: Trial) -> Record:
+        for phase in PHASES:
+            (bench.directory.path / "artifacts" / f"{trial.plan.digest}-{phase}-0-x.safetensors").touch()
+        return bench.improving(trial)
+
+    bench.outcome = outcome
+    bench.run(Looking(listed, []))
+    left = {path.name.partition("-")[0] for path in (bench.directory.path / "artifacts").glob("*.safetensors")}
+    assert left == {listed[-1].digest}
 
 
 def test_every_trial_is_run_told_and_recorded_once(tmp_path: Path) -> None:

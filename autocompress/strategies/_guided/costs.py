@@ -19,6 +19,9 @@ FLOAT_BYTES = 4
 NOISE = {"latency_ms": 0.02, "size_bytes": 0.005, "peak_memory_bytes": 0.05}
 """Relative error of one measurement, and of what the features can say."""
 
+UNTOLD = 0.1
+"""Standard deviation of what a change may do to a cost whose method does not say what it leaves."""
+
 MOST_ROWS = 600
 """Observations that are kept, the latest ones beside the table."""
 
@@ -38,7 +41,8 @@ class CostModel:
 
     Latency is linear in the multiply-adds by kind of layer and precision, the layers that are left, the changes of
     precision between them, and, for each layer of the original, what it deviates from that. Size is what the weights
-    take as encodings store them, and something for each layer. All coefficients begin with a belief.
+    take as encodings store them, and something for each layer. What a change does whose method does not say what it
+    leaves is learned for each by itself. All coefficients begin with a belief.
 
     Args:
         landscapes: By architecture; the original among them.
@@ -48,6 +52,11 @@ class CostModel:
         self._landscapes = landscapes
         original = landscapes[ORIGINAL]
         self._layers = len(original.layers)
+        self._untold = [
+            change
+            for change, (site, option) in enumerate(original.changes)
+            if not original.effects[site][option].layers
+        ]
         self._macs = float(max(1, sum(original.macs)))
         self._bytes = float(max(1, FLOAT_BYTES * sum(original.weights)))
         pairs = {
@@ -87,7 +96,9 @@ class CostModel:
     def _fit(self, name: str) -> Fit:
         if name not in self._fits:
             rows = [row for _, row in sorted(self._rows.items()) if name in row.values]
-            mean, deviation = getattr(self, f"_prior_of_{name}")()
+            known, doubt = getattr(self, f"_prior_of_{name}")()
+            mean = np.concatenate([known, np.zeros(len(self._untold))])
+            deviation = np.concatenate([doubt, np.full(len(self._untold), UNTOLD)])
             features = np.array([row.features[name] for row in rows]).reshape(len(rows), len(mean))
             values = np.array([row.values[name] for row in rows])
             self._fits[name] = fit(features, values, NOISE[name] * np.abs(values) + 1e-4, mean, deviation)
@@ -98,11 +109,15 @@ class CostModel:
     def _features(self, architecture: str, points: Array) -> dict[str, Array]:
         landscape = self._landscapes[architecture]
         work = landscape.work(points)
-        return {
+        found = {
             "latency_ms": self._latency_features(landscape, work),
             "size_bytes": self._size_features(landscape, work),
             "peak_memory_bytes": self._memory_features(work),
         }
+        untold = np.zeros((len(points), len(self._untold)))
+        if architecture == ORIGINAL:
+            untold = landscape.one_hot(points)[:, self._untold]
+        return {name: np.hstack([columns, untold]) for name, columns in found.items()}
 
     def _latency_features(self, landscape: Landscape, work: Work) -> Array:
         columns = [np.ones(len(work.macs))]

@@ -1,0 +1,109 @@
+"""The hypervolume that each strategy reached, as Markdown tables and a picture.
+
+python experiments/search_efficiency/show.py [--network NAME] [--png FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
+
+from autocompress.data import Array
+from autocompress.front import hypervolume
+from experiments.search_efficiency.contenders import CONTENDERS
+
+HERE = Path(__file__).parent
+REFERENCES = (0.02, 0.10)
+"""Losses of accuracy at which a model is worth nothing."""
+
+MARKS = (30, 100, 300)
+
+
+def main() -> None:
+    """Print the tables and draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--records", type=Path, default=HERE / "records")
+    parser.add_argument("--png", type=Path)
+    chosen = parser.parse_args()
+    folder = chosen.records / chosen.network
+    baseline = json.loads((folder / "baseline.json").read_text())
+    runs = {name: read(folder, name) for name in CONTENDERS}
+    runs = {name: found for name, found in runs.items() if found}
+    for reference in REFERENCES:
+        print(table(runs, baseline, reference))
+    if chosen.png:
+        draw(runs, baseline, chosen.png)
+
+
+def read(folder: Path, name: str) -> list[list[dict[str, Any]]]:
+    """The trials of a strategy, a list a seed."""
+    paths = sorted(folder.glob(f"{name}-[0-9]*.jsonl"))
+    return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
+
+
+def volumes(trials: Sequence[Mapping[str, Any]], baseline: Mapping[str, float], reference: float) -> Array:
+    """Hypervolume after each trial: accuracy from the baseline down to the reference, latency and size up to its own.
+
+    A gain of accuracy counts no more than the baseline's.
+    """
+    front: list[tuple[float, ...]] = []
+    found = []
+    for trial in trials:
+        if trial["status"] == "complete":
+            loss = max(0.0, (baseline["accuracy"] - trial["accuracy"]) / reference)
+            point = loss, trial["latency_ratio"], trial["size_bytes"] / baseline["size_bytes"]
+            if not any(all(x <= y for x, y in zip(other, point, strict=True)) for other in front):
+                front = [o for o in front if not all(x <= y for x, y in zip(point, o, strict=True))] + [point]
+        found.append(hypervolume(front, (1.0, 1.0, 1.0)))
+    return np.array(found)
+
+
+def table(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str, float], reference: float) -> str:
+    """Mean and standard deviation over seeds after 30, 100 and 300 trials."""
+    heads = " | ".join(f"{mark} trials" for mark in MARKS)
+    lines = [
+        f"\nHypervolume with a loss of {100 * reference:g} points as the reference:\n",
+        f"| strategy | seeds | {heads} | seconds of evaluating 30 trials |",
+        "|---|--:|" + "--:|" * (len(MARKS) + 1),
+    ]
+    for name, seeds in runs.items():
+        curves = [volumes(trials, baseline, reference) for trials in seeds]
+        cells = []
+        for mark in MARKS:
+            values = [curve[mark - 1] for curve in curves if len(curve) >= mark]
+            cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "–")
+        spent = np.mean([trials[min(29, len(trials) - 1)]["spent_s"] for trials in seeds])
+        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} | {spent:.0f} |")
+    return "\n".join(lines)
+
+
+def draw(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str, float], path: Path) -> None:
+    """Curves of the mean with the spread of the seeds."""
+    mpl.use("Agg")
+    figure, axes = plt.subplots(1, len(REFERENCES), figsize=(13, 5), layout="constrained")
+    for axis, reference in zip(axes, REFERENCES, strict=True):
+        for name, seeds in runs.items():
+            curves = [volumes(trials, baseline, reference) for trials in seeds]
+            length = min(map(len, curves))
+            stacked = np.array([curve[:length] for curve in curves])
+            steps = np.arange(1, length + 1)
+            (line,) = axis.plot(steps, stacked.mean(axis=0), label=name, linewidth=2 if name == "guided" else 1)
+            axis.fill_between(steps, stacked.min(axis=0), stacked.max(axis=0), color=line.get_color(), alpha=0.12)
+        axis.set(xscale="log", xlabel="trials", title=f"hypervolume within {100 * reference:g} points")
+    axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
