@@ -62,19 +62,26 @@ class ChannelPruning(CompressionMethod):
         return settings
 
     def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
-        """The layers with fewer outputs and inputs."""
+        """The layers with fewer outputs and inputs; layers that share a weight share what is gone of it."""
         given: dict[str, float] = {}
         read: dict[str, float] = {}
+        shared = {layer.tied_to for layer in model.layers}
         for group in model.channel_groups:
             if group.name in settings:
                 ratio = float(settings[group.name]["pruning_ratio"])
                 gone = 1 - kept_of_group(group, ratio, profile.channel_multiple) / group.channels
                 for layer, share in zip(group.layers, group.shares or (1.0,) * len(group.layers), strict=True):
-                    given[layer] = given.get(layer, 1.0) * (1 - share * gone)
+                    given[layer] = given.get(layer, 0.0) + share * gone
                 for layer, share in zip(group.readers, group.read_shares, strict=True):
-                    read[layer] = read.get(layer, 1.0) * (1 - share * gone)
-        layers = (_narrowed(layer, given.get(layer.name, 1.0), read.get(layer.name, 1.0)) for layer in model.layers)
-        return replace(model, layers=tuple(layers))
+                    if not (layer in shared and layer in group.layers):  # the same axis, read by a layer that is tied
+                        read[layer] = read.get(layer, 0.0) + share * gone
+
+        def gone_of(layer: Layer, gone: Mapping[str, float]) -> float:
+            family = layer.tied_to or layer.name
+            return sum(gone.get(one.name, 0.0) for one in model.layers if family in (one.name, one.tied_to))
+
+        narrowed = (_narrowed(layer, 1 - gone_of(layer, given), 1 - gone_of(layer, read)) for layer in model.layers)
+        return replace(model, layers=tuple(narrowed))
 
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True for ratios in [0, 1) and the known importances."""

@@ -110,6 +110,18 @@ def test_the_input_model_is_untouched(case: tuple[CompressionMethod, Specimen, S
     assert all(module.training for module in model.modules())
 
 
+def test_what_a_method_says_it_leaves_is_left(case: tuple[CompressionMethod, Specimen, Settings, Context]) -> None:
+    """Layers that are gone and the multiply-adds of those that are not, which searches reckon with."""
+    method, specimen, settings, context = case
+    name = next(name for name, other in SPECIMENS.items() if other is specimen)
+    left = method.leaves(VIEWS[name], settings, PROFILE)
+    real = used_layers(method(specimen.model(), settings, context), specimen.examples)
+    names = {layer.name for layer in left.layers}
+    assert all(any(f"{one.name}.".startswith(f"{kept}.") for kept in names) for one in real), "nothing else is left"
+    assert sum(layer.macs for layer in left.layers) == pytest.approx(sum(layer.macs for layer in real), rel=0.15)
+    assert all(0 <= layer.density <= 1 and 0 < layer.bits <= 32 for layer in left.layers)
+
+
 def test_output_shapes_are_kept_for_any_batch(case: tuple[CompressionMethod, Specimen, Settings, Context]) -> None:
     method, specimen, settings, context = case
     changed = method(specimen.model(), settings, context)
