@@ -411,6 +411,7 @@ class _Session:
             epoch_s=self._survey.epoch_s,
             epoch_steps=self._survey.epoch_steps,
             budget_s=config.budget_s,
+            trials=config.trials,
             workers=config.workers,
         )
         strategy = STRATEGIES[config.strategy](problem)

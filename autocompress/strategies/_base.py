@@ -33,6 +33,7 @@ class Problem:
         epoch_s: Seconds of one epoch of recovery of the original.
         epoch_steps: Steps of such an epoch.
         budget_s: Seconds for the whole search, or None.
+        trials: Limit on trials, or None.
         workers: Trials at the same time.
     """
 
@@ -48,6 +49,7 @@ class Problem:
     epoch_s: float = 1.0
     epoch_steps: int = 140
     budget_s: float | None = None
+    trials: int | None = None
     workers: int = 1
 
     @property

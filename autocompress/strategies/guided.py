@@ -33,6 +33,9 @@ from autocompress.strategies._guided.yardstick import Yardstick
 TABLE_SHARE = 0.15
 """Share of the budget that looking at single changes may take."""
 
+LOOKS_FOR_A_TRIAL = 3
+"""Entries of the table for each trial that is allowed, at most."""
+
 FINAL_SHARE = 0.75
 """Share of the budget after which nothing begins that was not trained before."""
 
@@ -232,7 +235,9 @@ class Guided(SearchStrategy):
         return found
 
     def _may_look(self) -> bool:
-        """True while the table has taken less than its share of the budget."""
+        """True while the table has taken less than its share of the budget, and has not many times the trials."""
+        if self._problem.trials is not None and len(self._table) >= LOOKS_FOR_A_TRIAL * self._problem.trials:
+            return False
         if self._problem.budget_s is None:
             return True
         spent_s = sum(entry.seconds for entry in self._table.values()) / self._problem.workers

@@ -186,6 +186,16 @@ def test_the_table_takes_its_share_of_the_budget_and_no_more(tmp_path: Path) -> 
     assert count == 3, "thirty seconds of two workers"
 
 
+def test_few_trials_have_a_small_table(tmp_path: Path) -> None:
+    strategy = begun(problem(tmp_path, trials=2))
+    strategy.tell(outcome(strategy.ask()))  # type: ignore[arg-type]
+    count = 0
+    while isinstance(asked := strategy.ask(), Probe):
+        count += 1
+        strategy.note(entry(asked))
+    assert count == 6
+
+
 def test_it_beats_chance_by_far(tmp_path: Path) -> None:
     found = volume(go(begun(problem(tmp_path)), 25))
     rng = np.random.default_rng(0)
@@ -259,6 +269,24 @@ def test_what_was_expected_of_a_trial_is_in_its_record(tmp_path: Path) -> None:
     found = [record.values["latency_ms"] for record in records]
     expected = [float(record.trial.proposal.attributes["expected_latency_ms_ratio"]) for record in records]
     assert expected == pytest.approx(found, rel=0.1)
+
+
+def test_architectures_without_anything_to_change_are_tried_as_they_are(tmp_path: Path) -> None:
+    bare = {name: replace(land(name), sites=(), effects=()) for name in ("original", "width_0.5", "width_0.25")}
+
+    def narrow(suggest: Suggest) -> Plan:
+        chosen = str(suggest("architecture", Choice(tuple(bare))))
+        return Plan(chosen, recovery=Recovery(epochs=0 if chosen == "original" else 9))
+
+    strategy = begun(problem(tmp_path, landscapes=bare, plan=narrow, policies=(), epoch_s=10.0))
+    found = []
+    while isinstance(trial := strategy.ask(), Trial):
+        found.append((trial.plan.architecture, trial.plan.total_epochs))
+        values = {"accuracy": 0.89, "latency_ms": 0.5, "latency_ratio": 0.5, "size_bytes": 5e4}
+        strategy.tell(Record(trial, "complete", values=values, seconds={"build": 1.0}))
+    assert trial is None
+    assert {name for name, _ in found} == {"width_0.5", "width_0.25"}
+    assert max(epochs for _, epochs in found) == 9, "the best of them in full"
 
 
 # -- its parts ---------------------------------------------------------------------------------------------------

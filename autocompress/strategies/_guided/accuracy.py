@@ -25,7 +25,7 @@ NOISES = (0.04, 0.1, 0.2)
 """Standard deviations of an observed loss, on the compressed scale, of which the likeliest is taken: what a few hundred
 to some ten thousand validation samples give."""
 
-RECOVERY = 0.6
+RECOVERY = 0.9
 """A loss falls with the training to the power of this, before any trial has shown it."""
 
 STEPS_OF_UNIT = 140
@@ -169,7 +169,7 @@ class AccuracyModel:
         student = 0.0 if architecture == ORIGINAL else 1.0
         units = epochs * self._epoch_steps / STEPS_OF_UNIT
         trained, kept = np.log2(1 + units), (1 + units) ** -RECOVERY
-        expected = compressed((25 * total**0.8 + student * 60) * kept)
+        expected = compressed((30 * total**0.8 + student * 60) * kept)
         ones = np.ones(len(points))
         trend = np.column_stack(
             [

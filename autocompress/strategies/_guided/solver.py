@@ -105,5 +105,7 @@ def mutations(landscape: Landscape, parents: Sequence[Array], count: int, rng: n
 
 def everything(landscape: Landscape) -> Array:
     """All points of a small landscape (points, sites)."""
+    if not landscape.sites:
+        return landscape.neutral()[None]
     points = np.array(list(product(*(range(size) for size in landscape.sizes))), np.int64)
-    return np.unique(landscape.canonical(points.reshape(-1, len(landscape.sites))), axis=0)
+    return np.unique(landscape.canonical(points), axis=0)
