@@ -78,10 +78,10 @@ class Clock:
 
 
 class TrialTimes:
-    """Predicts how long a trial takes: a fixed part and its epochs, corrected by ended trials of its architecture.
+    """Predicts how long a trial takes: a fixed part and its epochs, corrected by ended trials.
 
     Args:
-        epoch_s: Seconds of one epoch, measured before the search.
+        epoch_s: Seconds of one epoch of the original, measured before the search.
     """
 
     def __init__(self, epoch_s: float) -> None:
@@ -95,9 +95,9 @@ class TrialTimes:
         A shortened trial is another plan, which says what was really done.
         """
         fixed_s = 1.1 * max(self._fixed[-8:], default=5.0)
-        recovery, architecture = trial.plan.recovery, trial.plan.architecture
-        known = self._scale.get(architecture) or [scale for scales in self._scale.values() for scale in scales]
-        each_s = self._epoch_s * max(known[-8:], default=1.5)
+        recovery = trial.plan.recovery
+        known = self._scale.get(_kind(trial)) or [scale for scales in self._scale.values() for scale in scales]
+        each_s = self._expected_epoch_s(trial) * max(known[-8:], default=1.5)
         epochs = min(recovery.epochs, math.floor((available_s - fixed_s) / each_s))
         if available_s < fixed_s or (recovery.epochs and epochs < 1):
             return None
@@ -111,8 +111,17 @@ class TrialTimes:
         self._fixed.append(record.elapsed_s - recover_s)
         epochs = record.plan.recovery.epochs
         if epochs:
-            scales = self._scale.setdefault(record.plan.architecture, [])
-            scales.append(recover_s / (self._epoch_s * epochs))
+            expected_s = self._expected_epoch_s(record.trial) * epochs
+            self._scale.setdefault(_kind(record.trial), []).append(recover_s / expected_s)
+
+    def _expected_epoch_s(self, trial: Trial) -> float:
+        """What the strategy expects of an epoch, else that of the original."""
+        return float(trial.proposal.attributes.get("expected_epoch_s", self._epoch_s))
+
+
+def _kind(trial: Trial) -> str:
+    """Trials whose epochs are compared: of one architecture, unless the strategy knows better what to expect."""
+    return "" if "expected_epoch_s" in trial.proposal.attributes else trial.plan.architecture
 
 
 class SearchLoop:
@@ -241,8 +250,8 @@ class SearchLoop:
         return self._times.shortened(trial, self._time_for_trials())
 
     def _is_late(self) -> bool:
-        budget_s = self._config.budget_s
-        return budget_s is not None and self._clock.elapsed_s > budget_s - REPORT_S
+        """True once what runs would take the time of confirming the front."""
+        return self._config.budget_s is not None and self._time_for_trials() < 0
 
     def _screen(self) -> Screen:
         front = current_front(self._records, self._confirmations, self._config.objectives, self._config.constraints)

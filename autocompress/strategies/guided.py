@@ -321,6 +321,7 @@ class Guided(SearchStrategy):
         costs = {name: float(mean[0]) for name, (mean, _) in models.costs.predict(architecture, point[None]).items()}
         told = {"expected_loss": float(restored(loss)[0]), "expected_deviation": float(deviation[0])}
         told |= {f"expected_{name}_ratio": costs[name] for name in COSTS}
+        told["expected_epoch_s"] = float(models.epoch_s(architecture, point[None])[0])
         return {name: round(value, 5) for name, value in told.items()}
 
     def _by_chance(self) -> Trial | None:

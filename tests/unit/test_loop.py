@@ -347,3 +347,23 @@ def test_trial_times_learn_from_what_trials_took() -> None:
     assert shortened.plan.recovery.epochs == 5, "4 seconds an epoch and 1.1 fixed"
     assert times.shortened(Trial(2, plan), 4.0) is None
     assert times.shortened(Trial(2, plan), 100.0) == Trial(2, plan)
+
+
+def test_trial_times_believe_what_the_strategy_expects_of_an_epoch() -> None:
+    times, plan = TrialTimes(epoch_s=1.0), plans(1, epochs=10)[0]
+    slow = Trial(1, plan, proposal=Proposal("guided", attributes={"expected_epoch_s": 4.0}))
+    times.learn(Record(slow, "complete", seconds={"build": 1.0, "recover": 50.0}))
+    quick = Trial(2, plan, proposal=Proposal("guided", attributes={"expected_epoch_s": 0.4}))
+    shortened = times.shortened(quick, 4.0)
+    assert shortened is not None
+    assert shortened.plan.recovery.epochs == 5, "a quarter more than expected, and 1.1 fixed"
+
+
+def test_a_trial_that_takes_too_long_does_not_take_the_time_of_the_end(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=100.0)
+    bench._run = lambda trial, screen: Future()  # type: ignore[method-assign]
+    started = time.monotonic()
+    assert bench.run(Listed(plans(1)), spent_s=88.0) == "complete"
+    assert time.monotonic() - started < 10
+    assert bench.killed == 1
+    assert [confirmation.number for confirmation in bench.directory.confirmations()] == [0]

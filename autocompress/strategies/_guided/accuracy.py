@@ -25,8 +25,8 @@ NOISES = (0.04, 0.1, 0.2)
 """Standard deviations of an observed loss, on the compressed scale, of which the likeliest is taken: what a few hundred
 to some ten thousand validation samples give."""
 
-RECOVERY = 0.9
-"""A loss falls with the training to the power of this, before any trial has shown it."""
+RECOVERY, LASTING = 1.2, 0.08
+"""What training leaves of a loss, before any trial has shown it: a share that falls to this power, one that stays."""
 
 STEPS_OF_UNIT = 140
 """Steps of training that are one unit of it, so that small data sets need more epochs."""
@@ -80,8 +80,8 @@ class AccuracyModel:
     """Predicts the loss of points; refitted on every result.
 
     The mean follows the table: the divergences of all changes add up, and training brings a share back. Around it a
-    Gaussian process learns what the table can't know: which changes hurt more or less than it says, and how methods and
-    neighboring layers interact.
+    Gaussian process learns what the table can't know: which changes hurt more or less than it says, how well training
+    repairs what each method does, and how methods and neighboring layers interact.
 
     Args:
         landscapes: By architecture; the original among them.
@@ -168,7 +168,7 @@ class AccuracyModel:
         macs = sum(landscape.macs) / self._macs
         student = 0.0 if architecture == ORIGINAL else 1.0
         units = epochs * self._epoch_steps / STEPS_OF_UNIT
-        trained, kept = np.log2(1 + units), (1 + units) ** -RECOVERY
+        trained, kept = np.log2(1 + units), LASTING + (1 - LASTING) * (1 + units) ** -RECOVERY
         expected = compressed((30 * total**0.8 + student * 60) * kept)
         ones = np.ones(len(points))
         trend = np.column_stack(
@@ -176,6 +176,7 @@ class AccuracyModel:
                 0.5 * ones,
                 expected,
                 0.1 * _squeezed(by_method),
+                0.05 * trained[:, None] * _squeezed(by_method),
                 0.1 * trained,
                 0.2 * trained * expected / 3,
                 student * ones,

@@ -13,6 +13,7 @@ from autocompress.plan import ORIGINAL
 from autocompress.record import Record
 from autocompress.strategies._guided.accuracy import AccuracyModel
 from autocompress.strategies._guided.costs import COSTS, CostModel
+from autocompress.strategies._guided.relatives import is_held
 
 FIXED_S = 5.0
 """Seconds of a trial beside its training, before one has ended."""
@@ -21,6 +22,9 @@ SHORTEST_S = 0.01
 
 TEACHER = 0.35
 """Share of the time of an epoch that does not shrink with the model."""
+
+HELD_PACE = 1.5
+"""How much longer an epoch takes with values held, before any trial has shown it."""
 
 LATEST = 32
 """Trials that times are learned from."""
@@ -70,7 +74,7 @@ class Models:
         self.costs = CostModel(landscapes)
         self.accuracy = AccuracyModel(landscapes, damages, epoch_steps)
         self._fixed: dict[int, float] = {}
-        self._pace: dict[int, float] = {}
+        self._pace: dict[bool, dict[int, float]] = {False: {}, True: {}}
 
     def learn(self, result: Result) -> None:
         """Take in a result."""
@@ -83,7 +87,8 @@ class Models:
         own = result.record.plan.recovery.epochs
         if own:
             expected_s = own * float(self._relative_epoch(result.architecture, result.point[None])[0])
-            self._pace[result.number] = trained_s / max(expected_s * self._epoch_s, 1e-9)
+            held = bool(is_held(self._landscapes[result.architecture], result.point[None])[0])
+            self._pace[held][result.number] = trained_s / max(expected_s * self._epoch_s, 1e-9)
 
     @property
     def fixed_s(self) -> float:
@@ -93,10 +98,15 @@ class Models:
 
     def epoch_s(self, architecture: str, points: Array) -> Array:
         """Seconds of an epoch of points (points,)."""
-        latest = [pace for _, pace in sorted(self._pace.items())[-LATEST:]]
-        pace = float(np.median(latest)) if latest else 1.0
+        free, held = (self._pace_of(is_held=one) for one in (False, True))
+        pace = np.where(is_held(self._landscapes[architecture], points), held, free)
         seconds: Array = pace * self._epoch_s * self._relative_epoch(architecture, points)
         return seconds
+
+    def _pace_of(self, *, is_held: bool) -> float:
+        """Seconds of an epoch over those expected, for models whose values are held to what a plan says or not."""
+        latest = [pace for _, pace in sorted(self._pace[is_held].items())[-LATEST:]]
+        return float(np.median(latest)) if latest else HELD_PACE if is_held else 1.0
 
     def _relative_epoch(self, architecture: str, points: Array) -> Array:
         macs = self._landscapes[architecture].work(points).macs.sum(axis=1)
