@@ -142,6 +142,7 @@ class Guided(SearchStrategy):
         self._front: list[Result] = []
         self._running: dict[int, tuple[str, Array, float]] = {}
         self._promoted: set[int] = set()
+        self._known_methods: set[str] = set()
         self._elapsed_s = 0.0
         self._table: dict[str, Sensitivity] = {}
         self._probes = self._list_probes() if parts.table else {}
@@ -156,18 +157,19 @@ class Guided(SearchStrategy):
     # -- the strategy's face -------------------------------------------------------------------------------------
 
     def ask(self) -> Trial | Probe | None:
-        """An untrained policy, an entry of the table, or what promises most."""
+        """An untrained policy, an entry of the table, the first policy of a method, or what promises most."""
         for answers, plan in self._policies:
             if not plan.recovery.epochs and plan.digest not in self._seen:
                 point = self._landscapes[plan.architecture].point(answers)
                 return self._propose(_single(plan.architecture, point, "policy"), 0)
         if self._waiting and self._may_look():
             return self._probes[self._waiting.pop(0)][0]
-        return self._next_trial()
+        return self._policy_of_new_method() or self._next_trial()
 
     def tell(self, record: Record) -> None:
         """Learn from a finished trial."""
         self._seen.add(record.plan.digest)
+        self._known_methods |= {step.method for step in record.plan.steps}
         self._next = max(self._next, record.number + 1)
         self._elapsed_s = max(self._elapsed_s, record.ended_s)
         self._running.pop(record.number, None)
@@ -260,6 +262,20 @@ class Guided(SearchStrategy):
         if self._policy_space is None:
             self._policy_space = PolicySpace(self._landscapes, self._damages)
         return self._policy_space
+
+    def _policy_of_new_method(self) -> Trial | None:
+        """The first policy with a method that no trial has had yet, since nothing is known of how it recovers."""
+        if self._is_late:
+            return None
+        for answers, plan in self._policies:
+            name, methods = plan.architecture, {step.method for step in plan.steps}
+            if name == ORIGINAL and not methods <= self._known_methods:
+                self._known_methods |= methods
+                point = self._landscapes[name].point(answers)
+                trial = self._propose(self._trained_as_needed(name, point[None], ["policy"]), 0)
+                if trial is not None:
+                    return trial
+        return None
 
     # -- what next -----------------------------------------------------------------------------------------------
 
