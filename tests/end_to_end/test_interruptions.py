@@ -23,7 +23,10 @@ policies:
 """
 """Trials that take a second or two, so that there is something to interrupt."""
 
-LONG = ("task.py", "--space", "space.yaml", "--hardware", "fake", "--workers", "2", "--trials", "40", "--output", "run")
+LONG = (
+    *("task.py", "--space", "space.yaml", "--hardware", "fake", "--workers", "2", "--trials", "40", "--output", "run"),
+    *("--strategy", "tpe"),  # every trial takes long, while the guided strategy begins with quick ones
+)
 
 
 @pytest.fixture

@@ -125,7 +125,8 @@ def test_a_penalty_is_only_for_plans_that_remove_something() -> None:
     recovery = RecoverySpace(epochs=3, student_epochs=6, penalty="l1", penalty_weight=1e-4, sparsify_epochs=2)
     plan = planner(space(recovery=recovery), {ORIGINAL: VIEW, "width_0.5": NARROW}, PROFILE)
     assert plan(policy_suggest({"channel_pruning/pruning_ratio": 0.5})).recovery.sparsify_epochs == 2
-    assert plan(policy_suggest({"architecture": "width_0.5"})).recovery == Recovery(epochs=6, learning_rate=0.01)
+    plain = Recovery(epochs=6, learning_rate=0.01, temperature=4.0, alpha=0.1)
+    assert plan(policy_suggest({"architecture": "width_0.5"})).recovery == plain
     assert plan(policy_suggest({"quantization/precision": "int8"})).recovery == Recovery()
 
 

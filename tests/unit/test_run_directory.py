@@ -50,7 +50,7 @@ def test_no_record_is_lost_or_mixed_up_wherever_a_crash_cuts_the_last_line(direc
     path.write_bytes(path.read_bytes()[:-cut])
     directory.repair()
     kept = len(directory.lines())
-    assert kept == (len(records()) + 4 if cut == 1 else len(records()) + 3)
+    assert kept == (len(records()) + 7 if cut == 1 else len(records()) + 6)
     directory.append(dropped(9, "failed", "after the crash"))
     assert len(directory.lines()) == kept + 1
 
