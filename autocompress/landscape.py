@@ -24,6 +24,7 @@ class Site:
         is_early: True for what is done before the weights are restricted to values, which plans may start from.
         options: Answers to the knobs below `architecture/method/layer`, by their full names; the first is empty and
             leaves the layer alone.
+        settings: What a plan holds of the layer under each option; empty for the first.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Site:
     turn: int
     is_early: bool
     options: tuple[Mapping[str, Scalar], ...]
+    settings: tuple[Mapping[str, Scalar], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ class Landscape:
             result[gone[:, touched].all(axis=1), site] = 0
             gone[np.ix_(result[:, site] > 0, touched)] = True
         if gone.any():
-            void = gone @ rows.touches.T >= rows.touches.sum(axis=1)
+            void = gone @ rows.touches.T.astype(np.int64) >= rows.touches.sum(axis=1)
             void[:, [*rows.removing, *np.flatnonzero(~rows.touches.any(axis=1))]] = False
             result[void] = 0
         return result
@@ -219,9 +221,8 @@ class Landscape:
         for number, site in enumerate(self.sites):
             setting = steps.get(site.method, {}).get(site.layer)
             if setting is not None:
-                found[number] = next(
-                    (option for option, answers in enumerate(site.options) if option and _says(setting, answers)), 0
-                )
+                same = (option for option, own in enumerate(site.settings) if option and dict(own) == dict(setting))
+                found[number] = next(same, 0)
         return found
 
     def uniform_moves(self) -> Iterator[tuple[Array, Array]]:
@@ -233,14 +234,6 @@ class Landscape:
             sites = np.array([number for number, site in enumerate(self.sites) if site.method == method])
             for option in range(int(self.sizes[sites].max())):
                 yield sites, np.minimum(option, self.sizes[sites] - 1)
-
-
-def _says(setting: Mapping[str, Scalar], answers: Mapping[str, Scalar]) -> bool:
-    """True if a setting is what answers to knobs ask for; defaults may be left out of it."""
-    wanted = {name.rpartition("/")[2]: value for name, value in answers.items()}
-    return all(setting.get(parameter, value) == value for parameter, value in wanted.items()) and any(
-        parameter in setting for parameter in wanted
-    )
 
 
 NOTHING = -30.0

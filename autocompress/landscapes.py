@@ -34,17 +34,18 @@ def landscape(space: SearchSpace, plan: Planner, view: LayerView, profile: Hardw
             told = []
             for option in options:
                 settings = _settings(method.name, plan, view.architecture, option)
-                if settings is not None:
+                if settings is not None and layer in settings:
                     effect = _effect(view, method.leaves(view, settings, profile))
-                    told.append((option, replace(effect, recovers=method.needs_recovery(settings))))
+                    told.append((option, settings[layer], replace(effect, recovers=method.needs_recovery(settings))))
             if told:
                 early = method.stage < Stage.VALUES
-                sites.append(Site(method.name, layer, turn, early, ({}, *(option for option, _ in told))))
-                effects.append((Effect(), *(effect for _, effect in told)))
-        own = tuple(number for number, site in enumerate(sites) if site.method == method.name)
-        answers = {name: value for number in own for name, value in sites[number].options[-1].items()}
-        if own and sites[own[-1]].layer not in (_settings(method.name, plan, view.architecture, answers) or {}):
-            keeps.append(own)
+                answers, own, told_effects = zip(*told, strict=True)
+                sites.append(Site(method.name, layer, turn, early, ({}, *answers), ({}, *own)))
+                effects.append((Effect(), *told_effects))
+        places = tuple(number for number, site in enumerate(sites) if site.method == method.name)
+        most = {name: value for number in places for name, value in sites[number].options[-1].items()}
+        if places and sites[places[-1]].layer not in (_settings(method.name, plan, view.architecture, most) or {}):
+            keeps.append(places)
     return Landscape(
         view.architecture,
         tuple(sites),

@@ -279,6 +279,9 @@ class SearchLoop:
         """Write an entry of the table down, then learn from it."""
         try:
             entry = future.result()
+        except DeviceUnavailable as error:  # nothing is known of the change, so that a resumed search looks again
+            self._tell(f"a change was not looked at: {one_line(error)}")
+            return
         except BrokenExecutor as error:
             entry = Sensitivity(probe, reason=f"the worker process died (out of memory?): {one_line(error)}")
         except Exception as error:

@@ -389,15 +389,14 @@ class RunDirectory:
         def worst(record: Record) -> float:
             return max(constraint.violation(record.values, baseline.values) for constraint in config.constraints)
 
-        nearest = sorted((record for record in final if record.status == "complete"), key=worst)[:count]
-        origin = make_point(baseline, baseline, (), config.metric, self.path / "front")
+        tried = [record for record in final if record.status == "complete" and record.number > 0]
         return tuple(
             replace(
                 make_point(record, baseline, self.confirmations(), config.metric, self.path / "front"),
                 file=str(self.path / record.artifact.path),
             )
-            for record in nearest
-            if record.artifact is not None and record.number != origin.number
+            for record in sorted(tried, key=worst)[:count]
+            if record.artifact is not None
         )
 
     def _points(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 
@@ -56,4 +57,7 @@ def _run(probe: Probe, bench: Workbench) -> Sensitivity:
         path.unlink(missing_ok=True)
     classes = not np.issubdtype(bench.probe_samples.targets.dtype, np.floating)
     expected = bench.recalibrated_outputs if is_rebuilt(plan) else bench.original_outputs
-    return Sensitivity(probe, divergence=parity.divergence(expected, found, classes=classes), values=values)
+    divergence = parity.divergence(expected, found, classes=classes) if np.isfinite(found).all() else math.inf
+    if not math.isfinite(divergence):
+        return Sensitivity(probe, reason="the outputs are no longer finite numbers", values=values)
+    return Sensitivity(probe, divergence=divergence, values=values)

@@ -21,7 +21,7 @@ from autocompress.pipeline.models import (
     settle,
 )
 from autocompress.pipeline.workbench import Workbench
-from autocompress.plan import Plan, split_epochs
+from autocompress.plan import Plan, Recovery, split_epochs
 from autocompress.record import Trial
 from autocompress.run_directory import PHASES
 
@@ -45,13 +45,17 @@ def begin(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
     """
     if plan.start is None:
         return build(bench, plan, seed)
-    added = added_steps(plan)
-    model = begin(bench, plan.start, seed)
-    free, _ = _epochs(plan.start)
-    if free:
-        if added_steps(plan.start):
+    added, start = added_steps(plan), plan.start
+    free, _ = _epochs(start)
+    earlier = Trial(0, start, seed)
+    if free and _saved_weights(bench, earlier, "free").is_file():
+        model = build(bench, replace(start, start=None, recovery=Recovery()), seed)  # whatever it began with is over
+    else:
+        model = begin(bench, start, seed)
+        if free and added_steps(start):
             recalibrated(bench, model, seed)
-        _train(bench, model, Trial(0, plan.start, seed), free, "free")
+    if free:
+        _train(bench, model, earlier, free, "free")
         end_schedules(model)
     return compressed(bench, model, added, seed)
 

@@ -143,6 +143,7 @@ class Guided(SearchStrategy):
         self._running: dict[int, tuple[str, Array, float]] = {}
         self._promoted: set[int] = set()
         self._known_methods: set[str] = set()
+        self._offered: set[str] = set()
         self._elapsed_s = 0.0
         self._table: dict[str, Sensitivity] = {}
         self._probes = self._list_probes() if parts.table else {}
@@ -159,9 +160,12 @@ class Guided(SearchStrategy):
     def ask(self) -> Trial | Probe | None:
         """An untrained policy, an entry of the table, the first policy of a method, or what promises most."""
         for answers, plan in self._policies:
-            if not plan.recovery.epochs and plan.digest not in self._seen:
+            if not plan.recovery.epochs and plan.digest not in self._seen | self._offered:
+                self._offered.add(plan.digest)
                 point = self._landscapes[plan.architecture].point(answers)
-                return self._propose(_single(plan.architecture, point, "policy"), 0)
+                trial = self._propose(_single(plan.architecture, point, "policy"), 0)
+                if trial is not None:
+                    return trial
         if self._waiting and self._may_look():
             return self._probes[self._waiting.pop(0)][0]
         return self._policy_of_new_method() or self._next_trial()

@@ -38,7 +38,9 @@ def land(architecture: str = "original", macs: int = 1000) -> Landscape:
     ):
         for layer in range(LAYERS):
             name = f"{architecture}/{method}/conv{layer}/{parameter}"
-            sites.append(Site(method, f"conv{layer}", turn, turn == 0, ({}, *({name: value} for value in options[1:]))))
+            answers = [{name: value} for value in options[1:]]
+            settings = [{parameter: value} for value in options[1:]]
+            sites.append(Site(method, f"conv{layer}", turn, turn == 0, ({}, *answers), ({}, *settings)))
             effects.append((Effect(), *(_effect(layer, value) for value in options[1:])))
     return Landscape(
         architecture,

@@ -80,8 +80,9 @@ class CostModel:
         """
         features = self._features(architecture, point[None])
         self._rows[number] = _Row({name: rows[0] for name, rows in features.items()}, values)
-        if len(self._rows) > MOST_ROWS:
-            del self._rows[min(key for key in self._rows if key > 0)]
+        trials = [key for key in self._rows if key > 0]
+        if len(trials) > MOST_ROWS:
+            del self._rows[min(trials)]
         self._fits = {}
 
     def predict(self, architecture: str, points: Array) -> dict[str, tuple[Array, Array]]:
