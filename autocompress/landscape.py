@@ -141,6 +141,11 @@ class Landscape:
         """Which changes cost accuracy that fine-tuning brings back (changes,)."""
         return np.array([self.effects[site][option].recovers for site, option in self.changes], np.bool_)
 
+    @cached_property
+    def early(self) -> Array:
+        """Which sites plans may start from (sites,)."""
+        return np.array([site.is_early for site in self.sites], np.bool_)
+
     def neutral(self) -> Array:
         """The point that changes nothing (sites,)."""
         return np.zeros(len(self.sites), np.int64)
@@ -156,7 +161,7 @@ class Landscape:
         density = _product(hot, rows.density)
         bits = np.min([32 - hot @ saved for saved in rows.bits], axis=0)
         parts = np.max([1 + hot @ added for added in rows.parts], axis=0)
-        stored = weights * np.minimum(bits, 1 + density * bits) / 8
+        stored = weights * np.minimum(bits, 1 + density * bits) / 8  # with many zeros a bit each tells where they are
         macs = _product(hot, rows.macs) * np.array(self.macs, float)
         return Work(macs, weights, parts, stored, np.rint(hot @ rows.precision).astype(np.int64))
 
@@ -226,9 +231,9 @@ class Landscape:
         return found
 
     def uniform_moves(self) -> Iterator[tuple[Array, Array]]:
-        """The same setting for all sites of a method: their indices and options, once for each setting.
+        """The option of one rank at all sites of a method: their indices and options, once for each rank.
 
-        Sites that do not offer the very setting take the option of the same rank, if they have one.
+        Sites with fewer options take their last.
         """
         for method in self.methods:
             sites = np.array([number for number, site in enumerate(self.sites) if site.method == method])

@@ -20,9 +20,10 @@ class Proposal:
     """Where a plan came from, so that the study can be rebuilt from the records.
 
     Args:
-        source: "baseline", "policy" or the name of the strategy.
-        params: Every knob that was answered.
-        attributes: What the sampler stored with the trial.
+        source: "baseline", "policy", the name of an Optuna strategy, or which part of the guided one it was: "solver",
+            "local", "tpe", "promotion" or "random".
+        params: Knobs that were answered; the guided strategy leaves out those at their neutral answer.
+        attributes: What the strategy needs or wants to be seen later: generations, starts, rungs, expectations.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

@@ -86,7 +86,7 @@ class RecoverySpace:
 
     Args:
         epochs: Passes over the training data for models that keep the original's weights, or "auto": as many as let
-            about 40 trials fit into the budget.
+            about 40 trials fit into the budget, or with rungs of training about six of the longest.
         student_epochs: The same for students, which start from fresh weights. Smaller students, whose epochs take
             less time, get more of them in proportion, up to twice as many.
         learning_rate: Peak learning rate for models that keep the original's weights.

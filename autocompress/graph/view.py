@@ -50,11 +50,6 @@ class Layer:
     precision: str = "fp32"
 
     @property
-    def stored_bytes(self) -> float:
-        """What its weights take in a file; with many zeros those alone that are none, and a bit each to tell."""
-        return self.parameters * min(self.bits, 1 + self.density * self.bits) / 8
-
-    @property
     def outputs(self) -> int:
         """Channels or features that it gives; 0 for layers with several weights."""
         if not self.shape:

@@ -47,7 +47,7 @@ def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> R
     clock = _Stopwatch()
     try:
         record = _run(trial, bench, screen, clock)
-    except (DeviceUnavailable, MeasurementError) as error:  # what was trained is kept for a resume
+    except (DeviceUnavailable, MeasurementError) as error:  # what was trained is not to blame
         record = Record(trial, "failed", reason=f"{type(error).__name__}: {error}")
     except AutocompressError as error:
         forget_weights(bench, trial)

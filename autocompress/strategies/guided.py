@@ -24,7 +24,7 @@ from autocompress.strategies._guided.costs import COSTS
 from autocompress.strategies._guided.damage import Key, damages, key_of
 from autocompress.strategies._guided.gain import Gain, exclusive_volumes
 from autocompress.strategies._guided.models import Models, Result
-from autocompress.strategies._guided.policies import PolicySpace, savings
+from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace, savings
 from autocompress.strategies._guided.relatives import Relative, is_held, nearest
 from autocompress.strategies._guided.solver import everything, mutations, sweep
 from autocompress.strategies._guided.study import StudyView
@@ -452,8 +452,7 @@ class Guided(SearchStrategy):
 
     def _free_epochs(self, landscape: Landscape, point: Array, epochs: int) -> int:
         """Epochs of a recovery whose weights others may start from."""
-        early = np.array([site.is_early for site in landscape.sites], np.bool_)
-        rebuilt = landscape.architecture != ORIGINAL or bool(point[early].any())
+        rebuilt = landscape.architecture != ORIGINAL or bool(point[landscape.early].any())
         return split_epochs(epochs, is_rebuilt=rebuilt, is_held=bool(is_held(landscape, point[None])[0]))[0]
 
     def _first_epochs(self, architecture: str) -> int:
@@ -476,10 +475,9 @@ class Guided(SearchStrategy):
         starts, before = nearest(landscape, points, relatives, self._damages[name])
         starts, before = np.where(trains, starts, 0), np.where(trains, before, 0.0)
         held = is_held(landscape, points)
-        early = np.array([site.is_early for site in landscape.sites], np.bool_)
         done = np.array(
             [
-                start > 0 and np.array_equal(self._results[start].point[early], point[early])
+                start > 0 and np.array_equal(self._results[start].point[landscape.early], point[landscape.early])
                 for start, point in zip(starts.tolist(), points, strict=True)
             ],
             np.bool_,
@@ -580,7 +578,7 @@ class Guided(SearchStrategy):
                 self._policy_view.encode(result.architecture, result.point),
                 [objective.cost(result.record.values) for objective in self._problem.objectives],
             )
-            for result in self._before(number)[-200:]
+            for result in self._before(number)[-LATEST_RESULTS:]
             if result.number > 0 and result.record.trial.fidelity >= 1
         ]
 

@@ -18,7 +18,7 @@ from autocompress.landscape import Landscape
 Policy = Mapping[str, float | str]
 """`architecture`, and for each method how much of what it could save is saved, in [0, 1]."""
 
-LATEST = 200
+LATEST_RESULTS = 200
 """Results that the sampler looks at."""
 
 
@@ -97,7 +97,7 @@ class PolicySpace:
             axes = len(results[0][1]) if results else 1
             sampler = TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
             study = optuna.create_study(directions=["minimize"] * axes, sampler=sampler)
-            for policy, costs in results[-LATEST:]:
+            for policy, costs in results[-LATEST_RESULTS:]:
                 study.add_trial(
                     optuna.trial.create_trial(
                         state=TrialState.COMPLETE, params=dict(policy), distributions=space, values=list(costs)

@@ -9,6 +9,7 @@ import numpy as np
 
 from autocompress.data import Array
 from autocompress.landscape import Landscape
+from autocompress.plan import ORIGINAL
 
 LEAST_ALIKE = 0.3
 """Share of what hurts in the changes of structure that a relative must have been trained with."""
@@ -48,13 +49,12 @@ def nearest(landscape: Landscape, points: Array, relatives: Sequence[Relative], 
     numbers, worth = np.zeros(len(points), np.int64), np.zeros(len(points))
     if not relatives or not len(landscape.sites):
         return numbers, worth
-    early = np.array([site.is_early for site in landscape.sites])
     turns = np.array([site.turn for site in landscape.sites])
-    own = points * early
+    own = points * landscape.early
     hurt = landscape.one_hot(own) @ damage
-    is_student = landscape.architecture != "original"
+    is_student = landscape.architecture != ORIGINAL
     for relative in relatives:
-        begun = relative.point * early
+        begun = relative.point * landscape.early
         last = turns[begun > 0].max(initial=-1)
         too_late = (own > 0) & (begun == 0) & (turns < last)
         fits: Array = ((begun == 0) | (begun == own)).all(axis=1) & ~too_late.any(axis=1)
@@ -70,6 +70,6 @@ def nearest(landscape: Landscape, points: Array, relatives: Sequence[Relative], 
 
 def is_held(landscape: Landscape, points: Array) -> Array:
     """True for points with restricted values that training has to follow (points,)."""
-    late = np.array([not landscape.sites[site].is_early for site, _ in landscape.changes], np.bool_)
+    late = ~np.repeat(landscape.early, landscape.sizes - 1)
     held: Array = landscape.one_hot(points) @ (late & landscape.recovers) > 0
     return held

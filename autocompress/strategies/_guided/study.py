@@ -58,8 +58,7 @@ class StudyView:
         Args:
             record: What came of it.
             policy: Its coordinates; None if they are not known.
-            whole: False for less training than the search gives in the end, whose values are not final: told without
-                values, which stay to be seen as attributes.
+            whole: False for less training than the search gives in the end: its values are not final, and not told.
         """
         state = STATES[record.status] if whole else TrialState.PRUNED
         values = (
