@@ -373,7 +373,7 @@ class _Session:
         self._survey = self._call(config, worker.survey, config.space)
         space = resolve_epochs(config.space, _auto_epochs(config, self._survey.epoch_s))
         planner(space, self._survey.models, config.profile)  # refuses what leaves nothing to search, in time
-        self._directory.write_config(replace(config, space=space))
+        self._directory.write_config(replace(config, space=space, epoch_s=self._survey.epoch_s))
         self._directory.append(baseline)
 
     def go_on(self, config: RunConfig) -> None:
@@ -386,7 +386,8 @@ class _Session:
         self._directory.write_config(config)
         self._directory.beat("running", self._clock.elapsed_s)
         self._tell(config, "looking at layers and the time of an epoch")
-        self._survey = self._call(config, worker.survey, config.space)
+        self._survey = self._call(config, worker.survey, config.space, config.epoch_s)
+        self._directory.write_config(replace(config, epoch_s=self._survey.epoch_s))
 
     def finish(self, description: Description) -> Run:
         """Run the loop and write the report."""

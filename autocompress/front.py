@@ -31,13 +31,12 @@ def pareto_front(records: Sequence[Record], objectives: Sequence[Objective]) -> 
         fronts with a tolerance.
     """
     surest = sorted(range(len(objectives)), key=lambda column: objectives[column].tolerance)
-    complete = [record for record in records if record.status == "complete"]
+    complete = undominated(records, objectives)
     if not complete:
         return ()
     costs = np.array([[objective.cost(record.values) for objective in objectives] for record in complete])
-    numbers = [record.number for record in complete]
-    left = _not_beaten(costs)
-    order = left[np.lexsort((np.array(numbers)[left], *costs[left][:, surest[::-1]].T))]
+    numbers = np.array([record.number for record in complete])
+    order = np.lexsort((numbers, *costs[:, surest[::-1]].T))
     noise = _Noise(complete, objectives)
     kept: list[int] = []
     for row in order.tolist():
@@ -46,6 +45,15 @@ def pareto_front(records: Sequence[Record], objectives: Sequence[Objective]) -> 
             kept = [other for other, is_beaten in zip(kept, beaten, strict=True) if not is_beaten]
             kept.append(row)
     return tuple(sorted((complete[row] for row in kept), key=lambda record: _exact(record, objectives)))
+
+
+def undominated(records: Sequence[Record], objectives: Sequence[Objective]) -> tuple[Record, ...]:
+    """The complete records that no other beats exactly, noise or not: all that a front of them is made of."""
+    complete = [record for record in records if record.status == "complete"]
+    if not complete:
+        return ()
+    costs = np.array([[objective.cost(record.values) for objective in objectives] for record in complete])
+    return tuple(complete[row] for row in sorted(_not_beaten(costs).tolist()))
 
 
 class _Noise:

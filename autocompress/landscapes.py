@@ -89,14 +89,17 @@ def _combined(answers: Answers, further: Mapping[str, Knob]) -> list[Answers]:
 def values(knob: Knob, most: int = 4) -> tuple[Scalar, ...]:
     """The values of a knob beside the neutral one; of a range some that are spread evenly.
 
-    >>> values(Choice((0, 0.25, 0.5)))
-    (0.25, 0.5)
+    >>> from autocompress.space import Float, Int
+    >>> values(Choice((0, 0.25, 0.5))), values(Int(0, 9)), values(Float(0.0, 1.0, step=0.5))
+    ((0.25, 0.5), (2, 4, 7, 9), (0.5, 1.0))
     """
     if isinstance(knob, Choice):
         return knob.options[1:]
-    if isinstance(knob.low, int) and isinstance(knob.high, int):
-        return tuple(range(knob.low, knob.high + 1))[1 :: max(1, (knob.high - knob.low) // most)]
-    return tuple(knob.low + (knob.high - knob.low) * part / most for part in range(1, most + 1))
+    if knob.step is None:
+        return tuple(knob.low + (knob.high - knob.low) * part / most for part in range(1, most + 1))
+    steps = int((knob.high - knob.low) / knob.step + 1e-9)
+    counts = sorted({max(1, round(steps * part / most)) for part in range(1, most + 1)}) if steps else []
+    return tuple(knob.low + knob.step * count for count in counts)
 
 
 def _asked(plan: Planner, answers: Answers, prefix: str) -> dict[str, Knob]:

@@ -16,7 +16,7 @@ from autocompress.measurement import Measurement
 from autocompress.plan import Plan
 from autocompress.point import current_front, point_name
 from autocompress.probe import Probe, Sensitivity
-from autocompress.record import Confirmation, Record, Trial
+from autocompress.record import Confirmation, Proposal, Record, Trial
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus, is_disk_full
 from autocompress.screen import Screen
 from autocompress.snapshot import Observer, Phase, Snapshot
@@ -92,7 +92,8 @@ class TrialTimes:
     def shortened(self, trial: Trial, available_s: float) -> Trial | None:
         """The trial with as many of its epochs as end in time; None if not even one does.
 
-        A shortened trial is another plan, which says what was really done.
+        A shortened trial is another plan, which says what was really done; what was expected of the whole one is no
+        longer said.
         """
         fixed_s = 1.1 * max(self._fixed[-8:], default=5.0)
         recovery = trial.plan.recovery
@@ -101,7 +102,15 @@ class TrialTimes:
         epochs = min(recovery.epochs, math.floor((available_s - fixed_s) / each_s))
         if available_s < fixed_s or (recovery.epochs and epochs < 1):
             return None
-        return replace(trial, plan=replace(trial.plan, recovery=replace(recovery, epochs=epochs)))
+        if epochs == recovery.epochs:
+            return trial
+        before = float(trial.proposal.attributes.get("before", trial.plan.total_epochs - recovery.epochs))
+        return replace(
+            trial,
+            plan=replace(trial.plan, recovery=replace(recovery, epochs=epochs)),
+            fidelity=trial.fidelity * (before + epochs) / (before + recovery.epochs),
+            proposal=_without_expectations(trial.proposal),
+        )
 
     def learn(self, record: Record) -> None:
         """Take in a finished trial."""
@@ -117,6 +126,12 @@ class TrialTimes:
     def _expected_epoch_s(self, trial: Trial) -> float:
         """What the strategy expects of an epoch, else that of the original."""
         return float(trial.proposal.attributes.get("expected_epoch_s", self._epoch_s))
+
+
+def _without_expectations(proposal: Proposal) -> Proposal:
+    """A proposal without what was expected of its accuracy, which depends on the epochs."""
+    accuracy = ("expected_loss", "expected_deviation")
+    return replace(proposal, attributes={key: v for key, v in proposal.attributes.items() if key not in accuracy})
 
 
 def _kind(trial: Trial) -> str:

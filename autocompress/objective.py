@@ -39,6 +39,11 @@ class Objective:
         value = values[self.name]
         return -value if self.direction == "maximize" else value
 
+    def lost(self, value: float, level: float, *, is_share: bool = False) -> float:
+        """Hundredths by which a value is worse than a level: points for shares in [0, 1], else percent of the level."""
+        worse = level - value if self.direction == "maximize" else value - level
+        return 100 * worse / (1.0 if is_share else max(abs(level), 1e-12))
+
     def reaches(self, a: Mapping[str, float], b: Mapping[str, float]) -> bool:
         """True if `a` is as good as `b` in this, but for the noise."""
         return self.cost(a) <= self.cost(b) + self.tolerance * abs(self.cost(b))
@@ -107,9 +112,8 @@ def weighted_change(
     measured = {objective.name for objective in MEASURED}
     total = 0.0
     for objective in objectives:
-        before, after = objective.cost(baseline), objective.cost(values)
-        unit = 1.0 if is_share and objective.name not in measured else max(abs(before), 1e-12)
-        total += objective.weight * 100 * (after - before) / unit
+        is_points = is_share and objective.name not in measured
+        total += objective.weight * objective.lost(values[objective.name], baseline[objective.name], is_share=is_points)
     return total
 
 

@@ -67,6 +67,7 @@ class RunConfig:
         versions: Package name to version.
         machine: Host name.
         created: UTC time in ISO 8601.
+        epoch_s: Seconds of one epoch of recovery of the original, when the search began.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -88,6 +89,7 @@ class RunConfig:
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""
     created: str = ""
+    epoch_s: float | None = None
     version: int = 1
 
 
@@ -115,7 +117,8 @@ class Heartbeat:
 class RunDirectory:
     """One search on disk.
 
-    `run.json` the configuration · `records.jsonl` one line a finished trial or confirmation, appended and synced ·
+    `run.json` the configuration · `records.jsonl` one line for each finished trial, change that was looked at and
+    confirmation, appended and synced ·
     `heartbeat.json` time spent and status · `artifacts/` model files by the digest of their plan · `front/` the
     current front · `study.journal` Optuna's own view · `report.html` · `log.txt`.
     """

@@ -94,14 +94,15 @@ def describe(source: TaskSource, space: SearchSpace) -> Description:
     )
 
 
-def survey(assignment: Assignment, space: SearchSpace) -> Survey:
-    """The layers of every architecture of a space, and the time of an epoch."""
+def survey(assignment: Assignment, space: SearchSpace, epoch_s: float | None = None) -> Survey:
+    """The layers of every architecture of a space, and the time of an epoch where it is not known yet."""
     from autocompress.pipeline import survey_architectures
     from autocompress.recovery import epoch_seconds
 
     bench = _bench(assignment)
     models, refused = survey_architectures(bench, space)
-    epoch_s = epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss)
+    if epoch_s is None:
+        epoch_s = epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss)
     return Survey(models, refused, epoch_s, bench.lessons.steps)
 
 

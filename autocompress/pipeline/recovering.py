@@ -123,14 +123,15 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
     from safetensors import safe_open
     from safetensors.torch import load_model
 
-    from autocompress.recovery import recover
+    from autocompress.recovery import autocast, recover
 
     if not epochs:
         return {}
     direction = 1.0 if bench.task.the_metric.direction == "maximize" else -1.0
 
     def score(candidate: nn.Module) -> float:
-        return direction * bench.task.score(parity.torch_predictor(candidate), batch_size=bench.task.batch_size)
+        with autocast():  # in the arithmetic of training: it chooses an epoch, the exported file is scored by itself
+            return direction * bench.task.score(parity.torch_predictor(candidate), batch_size=bench.task.batch_size)
 
     saved = _saved_weights(bench, trial, phase)
     if saved.is_file():
@@ -147,7 +148,7 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
         bench.lessons,
         recovery,
         score=score,
-        seed=trial.seed,
+        seed=trial.seed + _trained_before(trial.plan, is_held=is_held),
         loss=bench.task.loss,
         features=bench.task.feature_pairs,
         folded=is_held,
@@ -160,6 +161,12 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
     }
     save_weights(model, saved, {"reached": json.dumps(facts)})
     return facts
+
+
+def _trained_before(plan: Plan, *, is_held: bool) -> int:
+    """Epochs before a phase of a recovery: data are drawn by the number of the epoch, and go on where those ended."""
+    start = plan.start.total_epochs if plan.start is not None else 0
+    return start + (_epochs(plan)[0] if is_held else 0)
 
 
 def forget_weights(bench: Workbench, trial: Trial) -> None:

@@ -2,7 +2,7 @@
 
 from autocompress.recovery.batch_norm import recalibrate
 from autocompress.recovery.distillation import Recovered, epoch_seconds, recover
-from autocompress.recovery.lessons import Lessons
+from autocompress.recovery.lessons import Lessons, autocast
 from autocompress.recovery.sparsifying import sparsify
 
-__all__ = ["Lessons", "Recovered", "epoch_seconds", "recalibrate", "recover", "sparsify"]
+__all__ = ["Lessons", "Recovered", "autocast", "epoch_seconds", "recalibrate", "recover", "sparsify"]

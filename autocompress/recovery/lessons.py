@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from autocompress.user_code import user_code
 
 if TYPE_CHECKING:
     from autocompress.task import Task
+
+MOST_REMEMBERED_BYTES = 2**26
+"""Memory for what a teacher said to the batches of a loader."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,16 @@ class Lessons:
     """A task's training data as its teacher teaches it.
 
     Data held in arrays never changes, so the teacher looks at it once, whatever number of trials and epochs follow;
-    a loader may augment, so the teacher answers each of its batches.
+    a loader may augment, so the teacher answers its batches, once each: one that draws the same for the same seed, as
+    every trial asks it for the same, is answered from memory from the second trial on.
     """
 
     def __init__(self, task: Task, teacher: nn.Module) -> None:
         self._task = task
         self._split = task.split("train")
         self._batch_size = task.batch_size
+        self._answers: dict[bytes, Tensor] = {}
+        self._remembered_bytes = 0
         self.teacher = teacher.eval()
 
     @cached_property
@@ -81,7 +88,7 @@ class Lessons:
                 yield Lesson(tuple(inputs), targets, answers)
             else:
                 given = tensors(batch.inputs)
-                yield Lesson(given, targets, self._ask(given) if taught else None)
+                yield Lesson(given, targets, self._answer(batch.inputs) if taught else None)
         if not used:
             raise InvalidInput(
                 f"train data: no batch of {fewest} or more samples, which batch norm needs to be trained; use larger "
@@ -96,6 +103,20 @@ class Lessons:
         answers = [self._ask(tensors(batch.inputs)).numpy() for batch in self._split.batches(256)]
         samples = self._split.samples
         return ArraySplit(Batch((*samples.inputs, np.concatenate(answers)), samples.targets))
+
+    def _answer(self, inputs: tuple[Array, ...]) -> Tensor:
+        """What the teacher says to a batch of a loader, remembered by the content of the batch."""
+        content = hashlib.blake2b(digest_size=16)
+        for array in inputs:
+            content.update(np.ascontiguousarray(array).data)
+        key = content.digest()
+        if key in self._answers:
+            return self._answers[key]
+        answer = self._ask(tensors(inputs))
+        if self._remembered_bytes + answer.nbytes <= MOST_REMEMBERED_BYTES:
+            self._answers[key] = answer
+            self._remembered_bytes += answer.nbytes
+        return answer
 
     def features(self, inputs: tuple[Tensor, ...], names: tuple[str, ...], *, folded: bool) -> dict[str, Tensor]:
         """What layers of the teacher say to some inputs, by the names of the layers.

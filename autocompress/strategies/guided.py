@@ -4,73 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.front import feasible, pareto_front
-from autocompress.landscape import Landscape
-from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar, split_epochs
+from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Knob, neutral
 from autocompress.strategies._base import STRATEGIES, Problem, SearchStrategy
 from autocompress.strategies._guided.accuracy import restored
+from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.costs import COSTS
-from autocompress.strategies._guided.damage import Key, damages, key_of
-from autocompress.strategies._guided.gain import Gain, exclusive_volumes
-from autocompress.strategies._guided.models import Models, Result
-from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace, savings
-from autocompress.strategies._guided.relatives import Relative, is_held, nearest
-from autocompress.strategies._guided.solver import everything, mutations, sweep
+from autocompress.strategies._guided.models import Models
+from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace
+from autocompress.strategies._guided.results import Result, Results
+from autocompress.strategies._guided.solver import climb, everything, mutations, sweep
 from autocompress.strategies._guided.study import StudyView
+from autocompress.strategies._guided.table import Table
+from autocompress.strategies._guided.training import Training
+from autocompress.strategies._guided.worth import AtWork, Gained, gained, worth
 from autocompress.strategies._guided.yardstick import Yardstick
 
-TABLE_SHARE = 0.15
-"""Share of the budget that looking at single changes may take."""
-
-LOOKS_FOR_A_TRIAL = 3
-"""Entries of the table for each trial that is allowed, at most."""
-
 FINAL_SHARE = 0.75
-"""Share of the budget after which nothing begins that was not trained before."""
+"""Share of the budget, or of the trials, after which nothing begins that was not trained before."""
 
 BLOCK = 8
 """Trials after which the solver sweeps anew."""
 
+CLIMBS = 6
+"""Points that the solver makes better by what they promise, the best of its sweep."""
+
 SMALL = 4096
 """Points of a space up to which all of them are looked at."""
 
-ETA = 3
-"""Factor from one rung of training to the next; one of so many models of a rung goes on."""
-
-RUNGS = 3
-
-WORTHWHILE_S = 3.0
-"""Seconds of training on the first rung at least: what a trial takes beside it."""
-
-LATEST = 12
-"""Finished models beside the front whose trained weights are kept."""
-
-MOST_RANKED = 60
-"""Models of a rung that are compared, the latest ones."""
-
-QUANTILES = np.array([-1.64, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.64])
-"""Standard normal numbers that stand for a tenth of all each."""
-
-LEAST_GAIN = 5e-4
-"""Gain of hypervolume below which a model is not told from its neighbors: the grid is no finer, nor is a score."""
-
-NEXT_TO_NOTHING = 1e-9
-"""What decides where no candidate promises anything: how likely it obeys the constraints, and its time."""
-
-
-Gained = Callable[[Array, Mapping[str, Array]], Array]
-"""What models of some losses and shares of the baseline's costs would add (models,)."""
+Points = tuple[str, Array, list[str]]
+"""Points of an architecture (points, sites) and what proposed each."""
 
 
 @dataclass(frozen=True)
@@ -84,28 +57,18 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class _Candidates:
-    """Points of one architecture that may be tried, and how they would be trained; all (points,) but the first two.
+class _Block:
+    """Trials that choose from the same proposals of the solver.
 
     Args:
-        architecture: Of all of them.
-        points: Options (points, sites).
-        sources: What proposed each.
-        starts: Trial whose weights it would start from, or 0.
-        promotes: True for more training of the very model it starts from.
-        before: Epochs that count for it already.
-        own: Epochs that it would be given now.
-        total: Epochs at which its worth is judged.
+        first: Number of its first trial.
+        unknown: Numbers of the trials that were at work then.
+        proposals: What may be tried.
     """
 
-    architecture: str
-    points: Array
-    sources: Sequence[str]
-    starts: Array
-    promotes: Array
-    before: Array
-    own: Array
-    total: Array
+    first: int
+    unknown: tuple[int, ...]
+    proposals: tuple[Points, ...]
 
 
 @STRATEGIES.register
@@ -116,15 +79,12 @@ class Guided(SearchStrategy):
     looked at without training or labels, the most promising first; then models of cost and accuracy, refitted on every
     result, tell a solver what to try over the whole front. Points near the front, uniform policies and what Optuna's
     TPE says in the space of policies compete with what the solver finds. Models that need training begin with little of
-    it, from the weights of their nearest relative; the best of each rung go on. The last quarter of the budget goes to
-    those that were trained before.
+    it, from the weights of their nearest relative; the best of each rung go on. The last quarter goes to those that
+    were trained before.
 
     Args:
         problem: What to search.
         parts: What to leave out.
-
-    References:
-        Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020, for the rungs.
     """
 
     name: ClassVar[str] = "guided"
@@ -134,41 +94,35 @@ class Guided(SearchStrategy):
         self._problem, self._parts = problem, parts
         self._landscapes = problem.landscapes
         self._policies = list(problem.policies) if parts.uniform else []
+        self._untrained = [(answers, plan) for answers, plan in self._policies if not plan.recovery.epochs]
         self._seen: set[str] = {Plan().digest}
         self._tried: set[tuple[str, bytes]] = {(ORIGINAL, self._landscapes[ORIGINAL].neutral().tobytes())}
-        self._next = 1
-        self._yardstick: Yardstick | None = None
-        self._results: dict[int, Result] = {}
-        self._front: list[Result] = []
-        self._running: dict[int, tuple[str, Array, float]] = {}
         self._promoted: set[int] = set()
         self._known_methods: set[str] = set()
-        self._offered: set[str] = set()
+        self._next = 1
         self._elapsed_s = 0.0
-        self._table: dict[str, Sensitivity] = {}
-        self._probes = self._list_probes() if parts.table else {}
-        self._waiting = list(self._probes)
-        self._damage: dict[str, Array] | None = None
-        self._policy_space: PolicySpace | None = None
+        self._at_work: dict[int, AtWork] = {}
+        self._results = Results(problem.objectives, problem.constraints)
+        self._screened: dict[int, tuple[str, Array, Mapping[str, float]]] = {}
+        self._table = Table(problem, self._plan, is_wanted=parts.table)
+        self._training = Training(self._landscapes, self._plan, problem.epoch_s, inherits=parts.inheritance)
+        self._yardstick: Yardstick | None = None
         self._models: Models | None = None
-        self._block: tuple[int, list[tuple[str, Array, list[str]]]] | None = None
-        self._full = {name: self._full_epochs(name) for name in self._landscapes}
+        self._policy_space: PolicySpace | None = None
+        self._block: _Block | None = None
         self._study = StudyView(problem.journal, problem.objectives, self._policy_view.distributions())
 
     # -- the strategy's face -------------------------------------------------------------------------------------
 
     def ask(self) -> Trial | Probe | None:
         """An untrained policy, an entry of the table, the first policy of a method, or what promises most."""
-        for answers, plan in self._policies:
-            if not plan.recovery.epochs and plan.digest not in self._seen | self._offered:
-                self._offered.add(plan.digest)
-                point = self._landscapes[plan.architecture].point(answers)
-                trial = self._propose(_single(plan.architecture, point, "policy"), 0)
-                if trial is not None:
-                    return trial
-        if self._waiting and self._may_look():
-            return self._probes[self._waiting.pop(0)][0]
-        return self._policy_of_new_method() or self._next_trial()
+        while self._untrained:
+            answers, plan = self._untrained.pop(0)
+            point = self._landscapes[plan.architecture].point(answers)
+            trial = self._propose(Candidates.untrained(plan.architecture, point, "policy"), 0)
+            if trial is not None:
+                return trial
+        return self._table.next() or self._policy_of_new_method() or self._next_trial()
 
     def tell(self, record: Record) -> None:
         """Learn from a finished trial."""
@@ -176,136 +130,86 @@ class Guided(SearchStrategy):
         self._known_methods |= {step.method for step in record.plan.steps}
         self._next = max(self._next, record.number + 1)
         self._elapsed_s = max(self._elapsed_s, record.ended_s)
-        self._running.pop(record.number, None)
+        self._at_work.pop(record.number, None)
         if record.number == 0:
             self._yardstick = Yardstick(self._problem, record.values)
         landscape = self._landscapes.get(record.plan.architecture)
         if landscape is None:  # it can't be built any more
             self._study.end(record, None, whole=True)
             return
-        attributes = record.trial.proposal.attributes
+        name, attributes = landscape.architecture, record.trial.proposal.attributes
         point = landscape.point(record.trial.proposal.params)
-        self._tried.add((landscape.architecture, point.tobytes()))
+        self._tried.add((name, point.tobytes()))
         self._promoted.add(int(attributes.get("promotes", 0)))
-        policy = self._policy_view.encode(landscape.architecture, point)
+        if "block" in attributes and (self._block is None or self._block.first < int(attributes["block"])):
+            self._block = _Block(int(attributes["block"]), _numbers(attributes.get("unknown", "")), ())
+        policy = self._policy_view.encode(name, point)
         self._study.end(record, policy, whole=record.trial.fidelity >= 1)
-        if record.status != "complete":
-            return
-        assert self._yardstick is not None, "the baseline is told first"
-        result = Result(
-            record.number,
-            landscape.architecture,
-            point,
-            float(attributes.get("before", 0.0)) + record.plan.recovery.epochs,
-            float(attributes.get("before", 0.0)) + self._free_epochs(landscape, point, record.plan.recovery.epochs),
-            int(attributes.get("rung", 0)),
-            self._yardstick.loss(record.values[self._problem.the_metric.name]),
-            self._yardstick.shares(record.values),
-            record,
-        )
-        self._results[record.number] = result
-        self._front = self._front_of([*self._front, result])
-        if self._models is not None and (self._parts.refit or record.number == 0):
-            self._models.learn(result)
+        if record.status == "screened":
+            self._learn_costs(record.number, name, point, record.values)
+        if record.status == "complete":
+            self._learn(name, point, record)
 
     def note(self, entry: Sensitivity) -> None:
         """Learn from a change that was looked at."""
-        digest = entry.plan.digest
         self._elapsed_s = max(self._elapsed_s, entry.ended_s)
-        if digest in self._probes:
-            self._table[digest] = entry
-            self._models = self._block = self._damage = self._policy_space = None
-            if digest in self._waiting:
-                self._waiting.remove(digest)
+        if self._table.note(entry):
+            self._models = self._policy_space = None
+            if self._block is not None:
+                self._block = replace(self._block, proposals=())
 
     def parents(self) -> frozenset[str]:
-        """The trained models of the front, and the latest ones."""
-        return frozenset(result.record.plan.digest for result in self._trained())
+        """The trained models of the front, those that it began with, and the latest ones."""
+        return frozenset(result.record.plan.digest for result in self._training.begins_with(self._results))
 
-    # -- the table -----------------------------------------------------------------------------------------------
-
-    def _list_probes(self) -> dict[str, tuple[Probe, int]]:
-        """Every change of the original by the digest of its plan: those that save most first, methods by turns."""
-        landscape = self._landscapes[ORIGINAL]
-        saved = savings(landscape)
-        by_method: dict[str, list[int]] = {}
-        for change in np.argsort(-saved, kind="stable"):
-            by_method.setdefault(landscape.sites[landscape.changes[change][0]].method, []).append(int(change))
-        found = {}
-        for turn in zip_longest(*by_method.values()):
-            for change in turn:
-                if change is not None:
-                    site, option = landscape.changes[change]
-                    plan = self._plan(dict(landscape.sites[site].options[option])).without_recovery()
-                    found[plan.digest] = Probe(plan, self._problem.seed), change
-        return found
-
-    def _may_look(self) -> bool:
-        """True while the table has taken less than its share of the budget, and has not many times the trials."""
-        if self._problem.trials is not None and len(self._table) >= LOOKS_FOR_A_TRIAL * self._problem.trials:
-            return False
-        if self._problem.budget_s is None:
-            return True
-        spent_s = sum(entry.seconds for entry in self._table.values()) / self._problem.workers
-        return spent_s < TABLE_SHARE * self._problem.budget_s
-
-    @property
-    def _damages(self) -> dict[str, Array]:
-        if self._damage is None:
-            original = self._landscapes[ORIGINAL]
-            known: dict[Key, float] = {
-                key_of(original, self._probes[digest][1]): entry.divergence
-                for digest, entry in sorted(self._table.items())
-                if not entry.reason
-            }
-            self._damage = {name: damages(landscape, known) for name, landscape in self._landscapes.items()}
-        return self._damage
-
-    @property
-    def _policy_view(self) -> PolicySpace:
-        if self._policy_space is None:
-            self._policy_space = PolicySpace(self._landscapes, self._damages)
-        return self._policy_space
+    # -- what next -----------------------------------------------------------------------------------------------
 
     def _policy_of_new_method(self) -> Trial | None:
         """The first policy with a method that no trial has had yet, since nothing is known of how it recovers."""
-        if self._is_late:
-            return None
-        for answers, plan in self._policies:
+        for answers, plan in () if self._is_late else self._policies:
             name, methods = plan.architecture, {step.method for step in plan.steps}
             if name == ORIGINAL and not methods <= self._known_methods:
                 self._known_methods |= methods
                 point = self._landscapes[name].point(answers)
-                trial = self._propose(self._trained_as_needed(name, point[None], ["policy"]), 0)
+                trial = self._propose(self._first_rung(name, point[None], ["policy"]), 0)
                 if trial is not None:
                     return trial
         return None
 
-    # -- what next -----------------------------------------------------------------------------------------------
-
     def _next_trial(self) -> Trial | None:
         """The candidate that adds most for its time; None if there is nothing new."""
-        models = self._fitted()
-        gain = self._gain(models)
-        best: tuple[float, _Candidates, int] | None = None
-        for candidates in self._candidates():
-            if not len(candidates.points):
-                continue
-            worth = self._worth(models, gain, candidates)
-            row = int(np.argmax(worth))
-            if best is None or worth[row] > best[0]:
-                best = float(worth[row]), candidates, row
-        if best is None:
-            return self._by_chance()
-        return self._propose(best[1], best[2]) or self._next_trial()
+        block = self._current_block()
+        return (
+            self._best_of(self._candidates(block), block)
+            or self._best_of(self._promotions(everyone=True), block)
+            or self._by_chance(block)
+        )
 
-    def _propose(self, candidates: _Candidates, row: int) -> Trial | None:
-        """The trial of a candidate; None if its plan is known, since another point rounds to it."""
+    def _best_of(self, candidates: Iterator[Candidates], block: _Block) -> Trial | None:
+        """The trial of the candidate that adds most for its time, of those that can be proposed."""
+        yardstick, models = self._the_yardstick, self._fitted()
+        gain = gained(yardstick, models, self._results.front, self._at_work.values())
+        found = [some for some in candidates if len(some)]
+        ranked = [
+            (-value, index, row)
+            for index, some in enumerate(found)
+            for row, value in enumerate(worth(yardstick, models, gain, some).tolist())
+        ]
+        for _, index, row in sorted(ranked):
+            trial = self._propose(found[index], row, block)
+            if trial is not None:
+                return trial
+        return None
+
+    def _propose(self, candidates: Candidates, row: int, block: _Block | None = None) -> Trial | None:
+        """The trial of a candidate; None if what the planner makes of it was tried before."""
         name, point, start = candidates.architecture, candidates.points[row], int(candidates.starts[row])
+        promotes, landscape = int(candidates.promotes[row]), self._landscapes[candidates.architecture]
+        plan = self._plan(landscape.answers(point))
         self._tried.add((name, point.tobytes()))
-        self._promoted.add(start if candidates.promotes[row] else 0)
-        plan = self._plan(self._landscapes[name].answers(point))
-        point = self._landscapes[name].realized(plan)
+        realized = landscape.realized(plan)
+        is_known = (name, realized.tobytes()) in self._tried and not np.array_equal(realized, point)
+        point = realized
         own, trained = int(candidates.own[row]), float(candidates.before[row] + candidates.own[row])
         attributes: dict[str, Scalar] = {}
         if plan.recovery.epochs:
@@ -313,25 +217,30 @@ class Guided(SearchStrategy):
             if start:
                 recovery = recovery.without_penalty()
                 attributes |= {"start": start, "before": float(candidates.before[row])}
-            plan = replace(plan, recovery=recovery, start=self._results[start].record.plan if start else None)
-        if candidates.promotes[row]:
-            attributes |= {"promotes": start, "rung": self._results[start].rung + 1}
-        if plan.digest in self._seen:
+            begins = self._results.by_number[start].record.plan if start else None
+            plan = replace(plan, recovery=recovery, start=begins)
+        if plan.digest in self._seen or (is_known and not promotes):
             return None
+        if promotes:
+            self._promoted.add(promotes)
+            attributes |= {"promotes": promotes, "rung": self._results.by_number[promotes].rung + 1}
+        if block is not None:
+            attributes |= {"block": block.first, "unknown": ",".join(map(str, block.unknown))}
         attributes |= self._expectations(name, point, trained)
         number = self._next
         self._next += 1
         self._seen.add(plan.digest)
-        self._running[number] = name, point, trained
+        self._tried.add((name, point.tobytes()))
+        self._at_work[number] = name, point, trained
         source = candidates.sources[row]
         self._study.begin(number, source, self._policy_view.encode(name, point))
-        fidelity = min(1.0, trained / self._full[name]) if self._full[name] and plan.total_epochs else 1.0
+        full = self._training.full[name]
         return Trial(
             number,
             plan,
             seed=self._problem.seed,
-            fidelity=fidelity,
-            proposal=Proposal(source, self._landscapes[name].answers(point), attributes),
+            fidelity=min(1.0, trained / full) if full and plan.total_epochs else 1.0,
+            proposal=Proposal(source, landscape.answers(point), attributes),
         )
 
     def _expectations(self, architecture: str, point: Array, epochs: float) -> dict[str, Scalar]:
@@ -344,7 +253,37 @@ class Guided(SearchStrategy):
         told["expected_epoch_s"] = float(models.epoch_s(architecture, point[None])[0])
         return {name: round(value, 5) for name, value in told.items()}
 
-    def _by_chance(self) -> Trial | None:
+    # -- candidates ----------------------------------------------------------------------------------------------
+
+    def _candidates(self, block: _Block) -> Iterator[Candidates]:
+        """All that may be done next."""
+        for name, points, sources in (*block.proposals, *self._near_front()):
+            new = [row for row, point in enumerate(points) if (name, point.tobytes()) not in self._tried]
+            if new:
+                found = self._first_rung(name, points[new], [sources[row] for row in new])
+                yield found[np.flatnonzero((found.starts > 0) | (found.own == 0))] if self._is_late else found
+        yield from self._promotions()
+
+    def _first_rung(self, name: str, points: Array, sources: list[str]) -> Candidates:
+        return self._training.first_rung(name, points, sources, self._results, self._table.damages[name])
+
+    def _promotions(self, *, everyone: bool = False) -> Iterator[Candidates]:
+        """More training for the best of each rung that did not have it yet, or for everyone."""
+        found = self._training.promotions(self._results, self._axes_of, longest=self._is_late, everyone=everyone)
+        return (one for one in found if int(one.promotes[0]) not in self._promoted)
+
+    def _near_front(self) -> Iterator[Points]:
+        """Points near those of the front now."""
+        rng = np.random.default_rng(self._seed_of("local", self._next))
+        parents: dict[str, list[Array]] = {}
+        for result in self._results.front:
+            parents.setdefault(result.architecture, []).append(result.point)
+        for name, points in () if self._is_small else parents.items():
+            if len(self._landscapes[name].sites):
+                near = mutations(self._landscapes[name], points, 96, rng)
+                yield name, near, ["local"] * len(near)
+
+    def _by_chance(self, block: _Block) -> Trial | None:
         """A random point that was not tried; None if none is found."""
         rng = np.random.default_rng(self._seed_of("chance", self._next))
         names = list(self._landscapes)
@@ -354,32 +293,26 @@ class Guided(SearchStrategy):
             drawn = (rng.random(len(landscape.sizes)) * landscape.sizes).astype(np.int64)
             point = landscape.canonical(drawn[None])[0]
             if (name, point.tobytes()) not in self._tried:
-                trial = self._propose(self._trained_as_needed(name, point[None], ["random"]), 0)
+                trial = self._propose(self._first_rung(name, point[None], ["random"]), 0, block)
                 if trial is not None:
                     return trial
         return None
 
-    def _candidates(self) -> Iterator[_Candidates]:
-        """All that may be done next."""
-        for name, points, sources in (*self._proposals(), *self._near_front()):
-            fresh = [row for row, point in enumerate(points) if (name, point.tobytes()) not in self._tried]
-            if fresh:
-                candidates = self._trained_as_needed(name, points[fresh], [sources[row] for row in fresh])
-                if not self._is_late:
-                    yield candidates
-                    continue
-                kept = np.flatnonzero((candidates.starts > 0) | (candidates.own == 0))
-                yield _chosen(candidates, kept)
-        yield from self._promotions()
+    def _current_block(self) -> _Block:
+        """The block that the next trial belongs to; one that began in an earlier process is solved again."""
+        block = self._block
+        if block is None or self._next - block.first >= BLOCK:
+            block = _Block(self._next, tuple(sorted(self._at_work)), ())
+        if not block.proposals:
+            is_new = block.first == self._next
+            results = self._results if is_new else self._results.before(block.first, block.unknown)
+            models = self._fitted() if is_new else self._models_of(results, block.first, block.unknown)
+            block = replace(block, proposals=tuple(self._proposals(results, models, block.first)))
+        self._block = block
+        return block
 
-    def _proposals(self) -> list[tuple[str, Array, list[str]]]:
-        """What the solver, the policies and TPE propose; the same for all trials of a block."""
-        first = self._next - (self._next - 1) % BLOCK
-        if self._block is None or self._block[0] != first:
-            self._block = first, list(self._make_proposals(first))
-        return self._block[1]
-
-    def _make_proposals(self, first: int) -> Iterator[tuple[str, Array, list[str]]]:
+    def _proposals(self, results: Results, models: Models, number: int) -> Iterator[Points]:
+        """What the solver, the policies and TPE propose after some results."""
         if self._is_small:
             for name, landscape in self._landscapes.items():
                 points = everything(landscape)
@@ -388,22 +321,117 @@ class Guided(SearchStrategy):
         found: dict[str, list[tuple[Array, str]]] = {name: [] for name in self._landscapes}
         for answers, plan in self._policies:
             found[plan.architecture].append((self._landscapes[plan.architecture].point(answers), "policy"))
-        for policy in self._policy_view.suggest(self._told_before(first), 4, self._seed_of("tpe", first)):
+        for policy in self._policy_view.suggest(self._policies_told(results), 4, self._seed_of("tpe", number)):
             architecture, point = self._policy_view.decode(policy)
             found[architecture].append((point, "tpe"))
-        is_now = max(self._results) < first  # else the block began in an earlier process
-        models = self._fitted() if is_now else self._models_before(first)
-        front = self._front if is_now else self._front_of(self._before(first))
         objectives = tuple(objective.name for objective in self._problem.objectives)
-        for name in self._worth_solving(front):
+        gain = gained(self._the_yardstick, models, results.front, ())
+        for name in self._worth_solving(results):
             landscape = self._landscapes[name]
-            known = [result.point for result in front if result.architecture == name]
+            known = [result.point for result in results.front if result.architecture == name]
             starts = np.array([landscape.neutral(), *(point for point, _ in found[name]), *known])
-            price = models.price(name, objectives, self._full[name])
-            found[name] += [(point, "solver") for point in sweep(landscape, price, starts)]
+            price = models.price(name, objectives, partial(self._training.epochs_needed, name))
+            solved = np.array([*starts, *sweep(landscape, price, starts)])
+            value = partial(self._value, name, results, models, gain)
+            best = solved[np.argsort(-value(solved), kind="stable")[:CLIMBS]]
+            found[name] += [(point, "solver") for point in (*climb(landscape, value, best), *solved)]
         for name, pairs in found.items():
             if pairs:
                 yield name, np.array([point for point, _ in pairs]), [source for _, source in pairs]
+
+    def _value(self, name: str, results: Results, models: Models, gain: Gained, points: Array) -> Array:
+        """What points promise after some results (points,)."""
+        sources = ["solver"] * len(points)
+        some = self._training.first_rung(name, points, sources, results, self._table.damages[name])
+        return worth(self._the_yardstick, models, gain, some)
+
+    def _worth_solving(self, results: Results) -> tuple[str, ...]:
+        """The original, and the two other architectures that the front holds most of."""
+        counts: dict[str, int] = {}
+        for result in results.front:
+            counts[result.architecture] = counts.get(result.architecture, 0) + 1
+        counts.pop(ORIGINAL, None)
+        others = sorted(counts, key=lambda name: (-counts[name], name))[:2]
+        return tuple(name for name in (ORIGINAL, *others) if len(self._landscapes[name].sites))
+
+    def _policies_told(self, results: Results) -> list[tuple[Mapping[str, float | str], list[float]]]:
+        """Policies and costs of the latest results that are final."""
+        latest = [result for number, result in sorted(results.by_number.items()) if number > 0]
+        return [
+            (
+                self._policy_view.encode(result.architecture, result.point),
+                [objective.cost(result.record.values) for objective in self._problem.objectives],
+            )
+            for result in latest[-LATEST_RESULTS:]
+            if result.record.trial.fidelity >= 1
+        ]
+
+    # -- beliefs -------------------------------------------------------------------------------------------------
+
+    def _learn(self, name: str, point: Array, record: Record) -> None:
+        """Take in a complete trial."""
+        attributes, epochs = record.trial.proposal.attributes, record.plan.recovery.epochs
+        before = float(attributes.get("before", 0.0))
+        result = Result(
+            record.number,
+            name,
+            point,
+            before + epochs,
+            before + self._training.free_epochs(name, point, epochs),
+            int(attributes.get("start", 0)),
+            int(attributes.get("rung", 0)),
+            self._the_yardstick.loss(record.values[self._problem.the_metric.name]),
+            self._the_yardstick.shares(record.values),
+            record,
+        )
+        self._results.add(result)
+        if self._models is not None and (self._parts.refit or record.number == 0):
+            self._models.learn(result)
+
+    def _learn_costs(self, number: int, name: str, point: Array, values: Mapping[str, float]) -> None:
+        """Take in what was measured of a model that was not worth training."""
+        self._screened[number] = name, point, self._the_yardstick.shares(values)
+        if self._models is not None and self._parts.refit:
+            self._models.costs.learn(number, *self._screened[number])
+
+    def _fitted(self) -> Models:
+        """The models on all that is known now."""
+        if self._models is None:
+            self._models = self._models_of(self._results, self._next, ())
+        return self._models
+
+    def _models_of(self, results: Results, number: int, unknown: Collection[int]) -> Models:
+        """The models on the table, on some results and on what was screened until a trial was proposed."""
+        models = Models(self._landscapes, self._table.damages, self._problem.epoch_s, self._problem.epoch_steps)
+        for index, (point, entry) in enumerate(self._table.points()):
+            shares = self._the_yardstick.shares({"size_bytes": entry.values["size_bytes"]})
+            shares["latency_ms"] = entry.values["latency_ratio"]
+            models.costs.learn(-1 - index, ORIGINAL, point, shares)
+        for key, result in sorted(results.by_number.items()):
+            if self._parts.refit or key == 0:
+                models.learn(result)
+        for key, screened in self._screened.items():
+            if self._parts.refit and key < number and key not in unknown:
+                models.costs.learn(key, *screened)
+        return models
+
+    @property
+    def _policy_view(self) -> PolicySpace:
+        if self._policy_space is None:
+            self._policy_space = PolicySpace(self._landscapes, self._table.damages)
+        return self._policy_space
+
+    def _axes_of(self, result: Result) -> Array:
+        shares = {name: np.array([share]) for name, share in result.shares.items()}
+        row: Array = self._the_yardstick.axes(np.array([result.loss]), shares)[0]
+        return row
+
+    @property
+    def _the_yardstick(self) -> Yardstick:
+        assert self._yardstick is not None, "the baseline is told first"
+        return self._yardstick
+
+    # -- small things --------------------------------------------------------------------------------------------
 
     @property
     def _is_small(self) -> bool:
@@ -412,235 +440,10 @@ class Guided(SearchStrategy):
 
     @property
     def _is_late(self) -> bool:
-        """True once the rest of the budget belongs to what was trained before."""
-        budget_s = self._problem.budget_s
-        return budget_s is not None and self._elapsed_s > FINAL_SHARE * budget_s
-
-    def _near_front(self) -> Iterator[tuple[str, Array, list[str]]]:
-        """Points near those of the front now."""
-        rng = np.random.default_rng(self._seed_of("local", self._next))
-        parents: dict[str, list[Array]] = {}
-        for result in self._front:
-            parents.setdefault(result.architecture, []).append(result.point)
-        for name, points in () if self._is_small else parents.items():
-            if len(self._landscapes[name].sites):
-                near = mutations(self._landscapes[name], points, 96, rng)
-                yield name, near, ["local"] * len(near)
-
-    def _worth_solving(self, front: Sequence[Result]) -> tuple[str, ...]:
-        """The original, and the two other architectures that the front holds most of."""
-        counts: dict[str, int] = {}
-        for result in front:
-            counts[result.architecture] = counts.get(result.architecture, 0) + 1
-        counts.pop(ORIGINAL, None)
-        others = sorted(counts, key=lambda name: (-counts[name], name))[:2]
-        return tuple(name for name in (ORIGINAL, *others) if len(self._landscapes[name].sites))
-
-    # -- training ------------------------------------------------------------------------------------------------
-
-    def _full_epochs(self, architecture: str) -> int:
-        """Epochs of a model that is trained in full."""
-        if architecture != ORIGINAL:
-            return self._plan({"architecture": architecture}).recovery.epochs
-        landscape = self._landscapes[ORIGINAL]
-        recovering = (change for change, needs in zip(landscape.changes, landscape.recovers, strict=True) if needs)
-        site, option = next(recovering, (None, None))
-        if site is None or option is None:
-            return 0
-        plan = self._plan(dict(landscape.sites[site].options[option]))
-        return plan.recovery.epochs
-
-    def _free_epochs(self, landscape: Landscape, point: Array, epochs: int) -> int:
-        """Epochs of a recovery whose weights others may start from."""
-        rebuilt = landscape.architecture != ORIGINAL or bool(point[landscape.early].any())
-        return split_epochs(epochs, is_rebuilt=rebuilt, is_held=bool(is_held(landscape, point[None])[0]))[0]
-
-    def _first_epochs(self, architecture: str) -> int:
-        """Epochs of a model on the first rung."""
-        full = self._full[architecture]
-        first = max(full / ETA ** (RUNGS - 1), WORTHWHILE_S / self._problem.epoch_s)
-        return min(full, max(1, round(first))) if self._parts.inheritance else full
-
-    def _trained_as_needed(self, name: str, points: Array, sources: Sequence[str]) -> _Candidates:
-        """Points with the training of the first rung, from their nearest relatives."""
-        landscape, full = self._landscapes[name], float(self._full[name])
-        relatives = [
-            Relative(result.number, result.point, result.free)
-            for result in self._trained()
-            if result.architecture == name and result.free
-        ]
-        trains = np.full(len(points), full > 0)
-        if name == ORIGINAL:
-            trains &= landscape.one_hot(points) @ landscape.recovers > 0
-        starts, before = nearest(landscape, points, relatives, self._damages[name])
-        starts, before = np.where(trains, starts, 0), np.where(trains, before, 0.0)
-        held = is_held(landscape, points)
-        done = np.array(
-            [
-                start > 0 and np.array_equal(self._results[start].point[landscape.early], point[landscape.early])
-                for start, point in zip(starts.tolist(), points, strict=True)
-            ],
-            np.bool_,
-        )
-        least = self._first_epochs(name)
-        first = np.where(held, min(int(full), max(2, least)), least)  # free epochs and held ones
-        own = np.where(trains & ~(done & ~held), first, 0)
-        total = np.where(own > 0, np.maximum(full, before + own), before)
-        return _Candidates(name, points, sources, starts, np.zeros(len(points), bool), before, own, total)
-
-    def _trained(self) -> list[Result]:
-        """Models with trained weights: of the front, and the latest."""
-        if not self._parts.inheritance:
-            return []
-        trained = [result for result in self._front if result.record.plan.total_epochs]
-        latest = sorted(number for number, result in self._results.items() if result.record.plan.recovery.epochs)
-        known = {result.number: result for result in trained}
-        known |= {number: self._results[number] for number in latest[-LATEST:]}
-        return [result for _, result in sorted(known.items()) if result.record.plan.recovery.epochs]
-
-    def _promotions(self) -> Iterator[_Candidates]:
-        """More training for the best of each rung."""
-        by_rung: dict[int, list[Result]] = {}
-        for result in self._trained():
-            by_rung.setdefault(result.rung, []).append(result)
-        for _, rung in sorted(by_rung.items()):
-            latest = rung[-MOST_RANKED:]
-            for result in self._best_of(latest, math.ceil(len(latest) / ETA)):
-                most = self._full[result.architecture] * (ETA if self._is_late else 1)
-                own = min((ETA - 1) * math.ceil(result.epochs), most - math.ceil(result.epochs))
-                if own > 0 and result.number not in self._promoted:
-                    yield _Candidates(
-                        result.architecture,
-                        result.point[None],
-                        ["promotion"],
-                        np.array([result.number]),
-                        np.array([True]),
-                        np.array([result.epochs]),
-                        np.array([own]),
-                        np.array([max(result.epochs + own, float(self._full[result.architecture]))]),
-                    )
-
-    def _best_of(self, results: Sequence[Result], count: int) -> list[Result]:
-        """Some results by non-domination rank, within the last rank by what each adds to the volume of the others."""
-        left = list(results)
-        ranked: list[Result] = []
-        while left and len(ranked) < count:
-            best = self._front_of(left)
-            if len(ranked) + len(best) > count:
-                adds = exclusive_volumes(np.array([self._axes_of(result) for result in best]))
-                best = [best[row] for row in np.argsort(-adds, kind="stable")]
-            ranked += best
-            chosen = {result.number for result in best}
-            left = [result for result in left if result.number not in chosen]
-        return ranked[:count]
-
-    # -- models --------------------------------------------------------------------------------------------------
-
-    def _fitted(self) -> Models:
-        if self._models is None:
-            self._models = self._models_before(self._next)
-        return self._models
-
-    def _models_before(self, number: int) -> Models:
-        """The models on the table and the results of trials before a number."""
-        models = Models(self._landscapes, self._damages, self._problem.epoch_s, self._problem.epoch_steps)
-        original = self._landscapes[ORIGINAL]
-        for index, (digest, entry) in enumerate(sorted(self._table.items())):
-            if not entry.reason:
-                site, option = original.changes[self._probes[digest][1]]
-                point = original.neutral()
-                point[site] = option
-                models.costs.learn(index - len(self._table), ORIGINAL, point, self._shares_of(entry))
-        for result in self._before(number):
-            if self._parts.refit or result.number == 0:
-                models.learn(result)
-        return models
-
-    def _shares_of(self, entry: Sensitivity) -> dict[str, float]:
-        assert self._yardstick is not None, "the baseline is told first"
-        shares = self._yardstick.shares({"size_bytes": entry.values["size_bytes"]})
-        return {"latency_ms": entry.values["latency_ratio"], **shares}
-
-    def _before(self, number: int) -> list[Result]:
-        return [result for key, result in sorted(self._results.items()) if key < number]
-
-    def _front_of(self, results: Sequence[Result]) -> list[Result]:
-        """The front of some results; of those that obey the constraints if there are any."""
-        by_number = {result.number: result for result in results}
-        records = [result.record for result in by_number.values()]
-        baseline = self._results[0].record.values
-        allowed = feasible(records, self._problem.constraints, baseline)
-        return [by_number[record.number] for record in pareto_front(allowed or records, self._problem.objectives)]
-
-    def _told_before(self, number: int) -> list[tuple[Mapping[str, float | str], list[float]]]:
-        return [
-            (
-                self._policy_view.encode(result.architecture, result.point),
-                [objective.cost(result.record.values) for objective in self._problem.objectives],
-            )
-            for result in self._before(number)[-LATEST_RESULTS:]
-            if result.number > 0 and result.record.trial.fidelity >= 1
-        ]
-
-    # -- gain ----------------------------------------------------------------------------------------------------
-
-    def _gain(self, models: Models) -> Gained:
-        """What models would add to the front, and to the trials at work as they are expected to end."""
-        assert self._yardstick is not None, "the baseline is told first"
-        yardstick = self._yardstick
-        places = [*self._believed(models), *self._expected(models)]
-        if yardstick.is_weighted:
-            best = min(float(yardstick.weighted(loss, shares)[0]) for loss, shares in places)
-            return lambda loss, shares: np.maximum(0.0, best - yardstick.weighted(loss, shares))
-        axes = len(self._problem.objectives)
-        gain = Gain(np.array([yardstick.axes(loss, shares)[0] for loss, shares in places]).reshape(-1, axes), axes)
-        return lambda loss, shares: gain.of(yardstick.axes(loss, shares))
-
-    def _believed(self, models: Models) -> Iterator[tuple[Array, dict[str, Array]]]:
-        """Loss and shares of the front, the loss as the models believe in it, since scores are noisy."""
-        by_architecture: dict[str, list[Result]] = {}
-        for result in self._front:
-            by_architecture.setdefault(result.architecture, []).append(result)
-        for name, results in by_architecture.items():
-            points, epochs = (np.array([getattr(one, what) for one in results]) for what in ("point", "epochs"))
-            losses, _ = models.accuracy.predict(name, points, epochs)
-            for result, loss in zip(results, restored(losses), strict=True):
-                yield np.array([loss]), {cost: np.array([share]) for cost, share in result.shares.items()}
-
-    def _expected(self, models: Models) -> Iterator[tuple[Array, dict[str, Array]]]:
-        """Loss and shares that the trials at work are expected to have."""
-        for architecture, point, epochs in self._running.values():
-            loss, _ = models.accuracy.predict(architecture, point[None], np.array([epochs]))
-            costs = models.costs.predict(architecture, point[None])
-            yield restored(loss), {name: mean for name, (mean, _) in costs.items()}
-
-    def _axes_of(self, result: Result) -> Array:
-        assert self._yardstick is not None, "the baseline is told first"
-        shares = {name: np.array([share]) for name, share in result.shares.items()}
-        row: Array = self._yardstick.axes(np.array([result.loss]), shares)[0]
-        return row
-
-    def _worth(self, models: Models, gain: Gained, candidates: _Candidates) -> Array:
-        """Expected gain, once trained in full, for each second until then (points,)."""
-        assert self._yardstick is not None, "the baseline is told first"
-        name, points = candidates.architecture, candidates.points
-        mean, deviation = models.accuracy.predict(name, points, candidates.total)
-        costs = models.costs.predict(name, points)
-        shares = {cost: value for cost, (value, _) in costs.items()}
-        total, allowed = np.zeros(len(points)), np.zeros(len(points))
-        for quantile in QUANTILES:
-            loss = restored(mean + quantile * deviation)
-            likely = self._yardstick.allowed(loss, costs)
-            total += gain(loss, shares) * likely / len(QUANTILES)
-            allowed += likely / len(QUANTILES)
-        total[total < LEAST_GAIN] = 0.0
-        missing = np.maximum(candidates.total - candidates.before, candidates.own)
-        rungs = 1 + np.log(np.maximum(missing / np.maximum(candidates.own, 1), 1)) / math.log(ETA)
-        seconds = rungs * models.fixed_s + missing * models.epoch_s(name, points)
-        worth: Array = (total + NEXT_TO_NOTHING * (allowed + total)) / seconds
-        return worth
-
-    # -- small things --------------------------------------------------------------------------------------------
+        """True once what is left belongs to what was trained before."""
+        budget_s, trials = self._problem.budget_s, self._problem.trials
+        out_of_time = budget_s is not None and self._elapsed_s > FINAL_SHARE * budget_s
+        return out_of_time or (trials is not None and self._next > FINAL_SHARE * trials + 1)
 
     def _plan(self, answers: Mapping[str, Scalar]) -> Plan:
         """The plan of some answers, with the neutral one for all other knobs."""
@@ -655,21 +458,6 @@ class Guided(SearchStrategy):
         return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") & 0x7FFFFFFF
 
 
-def _single(architecture: str, point: Array, source: str) -> _Candidates:
-    """A point that is not trained."""
-    none, zero = np.zeros(1, np.int64), np.zeros(1)
-    return _Candidates(architecture, point[None], [source], none, np.array([False]), zero, none, zero)
-
-
-def _chosen(candidates: _Candidates, rows: Array) -> _Candidates:
-    """Some rows of candidates."""
-    return _Candidates(
-        candidates.architecture,
-        candidates.points[rows],
-        [candidates.sources[row] for row in rows],
-        candidates.starts[rows],
-        candidates.promotes[rows],
-        candidates.before[rows],
-        candidates.own[rows],
-        candidates.total[rows],
-    )
+def _numbers(text: Scalar) -> tuple[int, ...]:
+    """Numbers of trials from their text."""
+    return tuple(int(number) for number in str(text).split(",") if number)

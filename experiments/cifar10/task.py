@@ -19,8 +19,8 @@ from experiments.training import CroppedImages, data_file, normalized, print_acc
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VALIDATION, CALIBRATION = 2000, 256
-HIDDEN, GREY = 12, 115
-"""Side of the square that is hidden in validation images, in pixels, and its value."""
+BLENDED, PARTNERS = 0.4, (7, 501, 1203)
+"""Share of another image in validation images, and how many places further on the others are taken from."""
 
 
 def load_images(part: str) -> tuple[Array, Array]:
@@ -38,17 +38,15 @@ def floats(images: Array) -> Array:
     return normalized(images, MEAN, DEVIATION)
 
 
-def with_hidden_squares(images: Array, *, copies: int = 2, seed: int = 0) -> Array:
-    """Each image some times over with a square hidden at random, (copies × images, 3, 32, 32).
+def blended(images: Array) -> Array:
+    """Each image blended with some others, one at a time, (partners × images, 3, 32, 32).
 
     The weights know the images by heart: a model that learns anew what it lost scores worse on them than the original
-    for that alone. With a part of them hidden, losses are close to those on images that the weights have not seen.
+    for that alone. Blended with another, losses are close to those on images that the weights have not seen.
     """
-    hidden = np.tile(images, (copies, 1, 1, 1))
-    places = np.random.default_rng(seed).integers(0, images.shape[2] - HIDDEN + 1, (len(hidden), 2))
-    for image, (row, column) in zip(hidden, places, strict=True):
-        image[:, row : row + HIDDEN, column : column + HIDDEN] = GREY
-    return hidden
+    whole = images.astype(np.float32)
+    mixed = [(1 - BLENDED) * whole + BLENDED * np.roll(whole, places, axis=0) for places in PARTNERS]
+    return np.concatenate(mixed).round().astype(np.uint8)
 
 
 def baseline() -> nn.Module:
@@ -61,7 +59,7 @@ def baseline() -> nn.Module:
 
 
 def make_task() -> Task:
-    """The task; the weights have been trained on the validation images too, so parts of these are hidden."""
+    """The task; the weights have been trained on the validation images too, so others are blended into these."""
     (images, classes), (test_images, test_classes) = load_images("train20k"), load_images("test5k")
     train = CroppedImages(images[:-VALIDATION], classes[:-VALIDATION], MEAN, DEVIATION)
     return Task(
@@ -69,7 +67,7 @@ def make_task() -> Task:
         model=baseline,
         train=train,
         calibration=(floats(images[:CALIBRATION]), classes[:CALIBRATION]),
-        validation=(floats(with_hidden_squares(images[-VALIDATION:])), np.tile(classes[-VALIDATION:], 2)),
+        validation=(floats(blended(images[-VALIDATION:])), np.tile(classes[-VALIDATION:], len(PARTNERS))),
         test=(floats(test_images), test_classes),
         students={"half_width": partial(CifarResNet, width=0.5), "two_blocks": partial(CifarResNet, blocks=2)},
         batch_size=128,

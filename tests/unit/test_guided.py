@@ -24,7 +24,8 @@ from autocompress.strategies._guided.gain import Gain, exclusive_volumes
 from autocompress.strategies._guided.policies import PolicySpace
 from autocompress.strategies._guided.relatives import Relative, nearest
 from autocompress.strategies._guided.solver import sweep
-from autocompress.strategies.guided import ETA, FINAL_SHARE, Guided, Parts
+from autocompress.strategies._guided.training import ETA
+from autocompress.strategies.guided import FINAL_SHARE, Guided, Parts
 
 LAYERS = 6
 RATIOS, PRECISIONS = (0, 0.25, 0.5), ("fp32", "int8")

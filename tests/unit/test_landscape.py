@@ -114,5 +114,5 @@ def test_further_parameters_are_combined(view: LayerView) -> None:
 
 
 def test_ranges_are_tried_at_some_values() -> None:
-    assert values(Int(1, 9)) == (2, 4, 6, 8)
+    assert values(Int(1, 9)) == (3, 5, 7, 9)
     assert values(Float(0.0, 1.0)) == (0.25, 0.5, 0.75, 1.0)

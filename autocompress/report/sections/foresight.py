@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from autocompress.data import Array
+from autocompress.objective import Objective
 from autocompress.record import Record
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
@@ -44,11 +45,9 @@ class Foresight(Section):
 
 
 def _losses(told: Sequence[Record], baseline: Record, facts: RunFacts) -> tuple[Array, Array]:
-    metric = facts.config.metric
-    level = baseline.values[metric]
-    unit = 1.0 if facts.config.is_percentage else max(abs(level), 1e-12)
-    sign = 1.0 if facts.direction == "maximize" else -1.0
-    found = [100 * sign * (level - record.values[metric]) / unit for record in told]
+    metric = Objective(facts.config.metric, facts.direction)
+    level, is_share = baseline.values[metric.name], facts.config.is_percentage
+    found = [metric.lost(record.values[metric.name], level, is_share=is_share) for record in told]
     return _numbers([record.trial.proposal.attributes["expected_loss"] for record in told]), _numbers(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from autocompress.data import Array
+from autocompress.objective import Objective
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
 
@@ -19,25 +20,16 @@ class Selection(Section):
     name, title, order = "selection", "Validation against test", 25
 
     def html(self, facts: RunFacts) -> str:
-        metric, baseline = facts.config.metric, facts.baseline
-        if baseline is None or metric not in baseline.test:
+        metric, baseline = Objective(facts.config.metric, facts.direction), facts.baseline
+        if baseline is None or metric.name not in baseline.test:
             return ""
-        tested = [point for point in facts.front if metric in point.test and point.number != baseline.number]
+        tested = [point for point in facts.front if metric.name in point.test and point.number != baseline.number]
         if len(tested) < FEWEST:
             return ""
-        sign = 1.0 if facts.direction == "maximize" else -1.0
-        scale = 100.0 if facts.config.is_percentage else 100.0 / max(abs(baseline.validation[metric]), 1e-12)
-        excess = np.array(
-            [
-                scale
-                * sign
-                * (
-                    (point.validation[metric] - baseline.validation[metric])
-                    - (point.test[metric] - baseline.test[metric])
-                )
-                for point in tested
-            ]
-        )
+        name, is_share = metric.name, facts.config.is_percentage
+        lost_in_test = [metric.lost(point.test[name], baseline.test[name], is_share=is_share) for point in tested]
+        lost = [metric.lost(point.validation[name], baseline.validation[name], is_share=is_share) for point in tested]
+        excess = np.array(lost_in_test) - np.array(lost)
         low, high = interval_of_mean(excess)
         unit = "points" if facts.config.is_percentage else "% of the baseline"
         return (

@@ -1,4 +1,4 @@
-"""What a point loses of the metric, with how sure one may be: a Gaussian process over what the table says of it."""
+"""What a point loses of the metric, with how sure one may be: what the table says of it, and a Gaussian process."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ NOISES = (0.04, 0.1, 0.2)
 """Standard deviations of an observed loss, on the compressed scale, of which the likeliest is taken: what a few hundred
 to some ten thousand validation samples give."""
 
-RECOVERY, LASTING = 1.2, 0.08
-"""What training leaves of a loss, before any trial has shown it: a share that falls to this power, one that stays."""
-
 STEPS_OF_UNIT = 140
 """Steps of training that are one unit of it, so that small data sets need more epochs."""
 
@@ -35,13 +32,21 @@ REFITTED = 8
 """Trials after which the shape of the process is looked at anew."""
 
 LENGTHS = (1.0, 2.0, 4.0)
-AMPLITUDES = (0.15, 0.3, 0.6, 1.2)
-
+AMPLITUDES = (0.1, 0.2, 0.4, 0.8)
 
 Shape = tuple[float, float, float]
 """Length, amplitude and noise of a process."""
 
-DEFAULT: Shape = (2.0, 0.3, 0.1)
+DEFAULT: Shape = (2.0, 0.2, 0.1)
+
+CHANGE = 0.7
+"""Standard deviation of the logarithm of what a single change does, against what the table says."""
+
+LEAST_STEEPNESS = 0.05
+"""What is left of the doubt about models that lose nothing."""
+
+ARCHITECTURE = 0.04
+"""Variance of the level of a student."""
 
 
 def compressed(loss: Array) -> Array:
@@ -61,27 +66,35 @@ class Features:
     """What the model looks at, a row a point.
 
     Args:
-        trend: What the loss is linear in.
+        hurt: Divergence by group of changes: each method's that training repairs, each method's that it does not.
+        taken: Share of the model that each method takes of it, by changes that training repairs.
+        units: Training.
+        student: Multiply-adds as a share of the original's for students, 0 for the original.
         region: What points are near one another in.
-        changes: Which changes they hold, weighted by how much each hurts (points, changes of all architectures).
+        changes: Share of each change in all that hurts (points, changes of all architectures).
         architecture: Number of the architecture.
     """
 
-    trend: Array
+    hurt: Array
+    taken: Array
+    units: Array
+    student: Array
     region: Array
     changes: Array
     architecture: Array
 
     def __getitem__(self, rows: Array) -> Features:
-        return Features(self.trend[rows], self.region[rows], self.changes[rows], self.architecture[rows])
+        return Features(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 class AccuracyModel:
     """Predicts the loss of points; refitted on every result.
 
-    The mean follows the table: the divergences of all changes add up, and training brings a share back. Around it a
-    Gaussian process learns what the table can't know: which changes hurt more or less than it says, how well training
-    repairs what each method does, and how methods and neighboring layers interact.
+    The mean begins with what the table says: the divergences of all changes add up, those of each method on a scale of
+    its own. Training takes them down by a power of its steps, to what the model has become too small for: a power of
+    what was taken from it. Scales and powers are learned, beginning with a belief. Around that a Gaussian process
+    learns what the table can't know: which changes hurt more or less than it says, and how methods and neighboring
+    layers interact.
 
     Args:
         landscapes: By architecture; the original among them.
@@ -89,7 +102,7 @@ class AccuracyModel:
         epoch_steps: Steps of an epoch.
 
     References:
-        Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, section 2.2.
+        Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, sections 2.2 and 2.7.
     """
 
     def __init__(
@@ -104,6 +117,7 @@ class AccuracyModel:
         self._starts = dict(zip(landscapes, np.concatenate(([0], np.cumsum(counts)))[:-1].astype(int), strict=True))
         self._changes = sum(counts)
         self._owners = {name: _owners(landscape, self._methods) for name, landscape in landscapes.items()}
+        self._taken = {name: _taken(landscape) for name, landscape in landscapes.items()}
         self._macs = max(1, sum(landscapes[ORIGINAL].macs))
         self._rows: dict[int, tuple[Features, float]] = {}
         self._shapes: dict[int, Shape] = {}
@@ -121,6 +135,7 @@ class AccuracyModel:
         """
         self._rows[number] = self._features(architecture, point[None], np.array([epochs])), loss
         self._fitted = None
+        self._shapes = {before: shape for before, shape in self._shapes.items() if before <= number}
 
     def predict(self, architecture: str, points: Array, epochs: Array) -> tuple[Array, Array]:
         """Expected losses of points (points, sites) on the compressed scale, and their standard deviations."""
@@ -151,95 +166,162 @@ class AccuracyModel:
         return self._shapes[before]
 
     def _telling(self, numbers: Sequence[int]) -> tuple[Features, Array]:
-        """What to fit to of some results; results that are not fitted to now never will be again."""
+        """What to fit to of some results."""
         values = compressed(np.array([self._rows[number][1] for number in numbers]))
         kept = _most_telling(values)
-        for dropped in set(range(len(numbers))) - set(kept.tolist()):
-            del self._rows[numbers[dropped]]
         found = [self._rows[numbers[row]][0] for row in kept.tolist()]
-        return Features(*(np.concatenate([getattr(row, name) for row in found]) for name in _FIELDS)), values[kept]
+        columns = (np.concatenate([getattr(row, name) for row in found]) for name in Features.__dataclass_fields__)
+        return Features(*columns), values[kept]
 
     def _features(self, architecture: str, points: Array, epochs: Array) -> Features:
         landscape, damage = self._landscapes[architecture], self._damages[architecture]
         hot = landscape.one_hot(points)
-        method, segment = self._owners[architecture]
+        group, segment = self._owners[architecture]
         hurt = hot * damage
-        by_method, by_segment, total = hurt @ method, hurt @ segment, hurt.sum(axis=1)
-        macs = sum(landscape.macs) / self._macs
-        student = 0.0 if architecture == ORIGINAL else 1.0
+        by_group, half = hurt @ group, len(self._methods)
         units = epochs * self._epoch_steps / STEPS_OF_UNIT
-        trained, kept = np.log2(1 + units), LASTING + (1 - LASTING) * (1 + units) ** -RECOVERY
-        expected = compressed((30 * total**0.8 + student * 60) * kept)
-        ones = np.ones(len(points))
-        trend = np.column_stack(
+        region = np.column_stack(
             [
-                0.5 * ones,
-                expected,
-                0.1 * _squeezed(by_method),
-                0.05 * trained[:, None] * _squeezed(by_method),
-                0.1 * trained,
-                0.2 * trained * expected / 3,
-                student * ones,
-                student * -np.log2(max(macs, 1e-3)) * 0.5 * ones,
+                _squeezed(by_group[:, :half] + by_group[:, half:]),
+                0.5 * _squeezed(hurt @ segment),
+                0.3 * np.log2(1 + units),
             ]
         )
-        region = np.column_stack([_squeezed(by_method), 0.5 * _squeezed(by_segment), 0.5 * trained])
+        share = 0.0 if architecture == ORIGINAL else max(1e-3, sum(landscape.macs) / self._macs)
         changes = np.zeros((len(points), self._changes))
         start = self._starts[architecture]
-        changes[:, start : start + hot.shape[1]] = hot * (0.05 + 0.25 * _squeezed(damage))
-        return Features(trend, region, changes, np.full(len(points), self._numbers[architecture]))
+        changes[:, start : start + hot.shape[1]] = hurt / np.maximum(hurt.sum(axis=1, keepdims=True), 1e-9)
+        number = np.full(len(points), self._numbers[architecture])
+        taken = (hot * self._taken[architecture]) @ group[:, :half]
+        return Features(by_group, taken, units, np.full(len(points), share), region, changes, number)
 
 
-_FIELDS = ("trend", "region", "changes", "architecture")
+# -- the mean ----------------------------------------------------------------------------------------------------
+
+LEVEL, CURVE = 30.0, 0.8
+"""Points that a divergence of 1 costs, and the power by which they grow with it."""
+
+FIRST_STEPS, POWER = 15.0, 0.7
+"""How training takes a loss down: by a power of the units of training, counted from a fraction of one on."""
+
+SMALLNESS, SMALLNESS_CURVE = 5.0, 1.5
+"""Points to some power that a model loses for good as all is taken from it, and the power by which they grow."""
+
+WHOLE_BITS = 8
+"""Bits of a weight that hold all that a model needs of it."""
+
+STUDENT, STUDENT_POWER, STUDENT_SHARE = 60.0, 0.6, 0.3
+"""What a student as large as the original loses untrained, how training takes that down, and how its loss grows as it
+gets smaller."""
+
+DOUBT = {"scale": 0.6, "smallness": 0.6, "power": 0.25, "student": 0.5, "student_power": 0.3, "student_share": 0.3}
+"""Standard deviations of the logarithms of what is learned of the mean."""
+
+SETTLED = 5
+"""Steps of Gauss and Newton after which what is learned does not move any more."""
+
+LARGEST_STEP = 1.0
+NUDGE = 1e-4
+
+
+def _doubts(groups: int) -> Array:
+    """Standard deviations of what is learned, in its order."""
+    shared = [DOUBT[name] for name in ("power", "student", "student_power", "student_share")]
+    return np.array([DOUBT["scale"]] * groups + [DOUBT["smallness"]] * (groups // 2) + shared)
+
+
+def _mean(rows: Features, learned: Array) -> Array:
+    """The losses on the compressed scale."""
+    changed, fresh = _losses(rows, learned)
+    return compressed(changed + fresh)
+
+
+def _losses(rows: Features, learned: Array) -> tuple[Array, Array]:
+    """Points that are lost by changes, and by being a student that has learned from nothing.
+
+    Args:
+        rows: What of.
+        learned: Logarithms of factors on scales by group, on what lasts by method, and on what all have in common.
+    """
+    groups = rows.hurt.shape[1]
+    methods = groups // 2
+    factors = np.exp(np.clip(learned, -5, 5))
+    scale, smallness = factors[:groups], SMALLNESS * factors[groups : groups + methods]
+    power, student, student_power, student_share = factors[groups + methods :]
+    hurt = rows.hurt * scale
+    total = hurt.sum(axis=1)
+    trained = (1 + FIRST_STEPS * rows.units) ** (-POWER * power)
+    left = np.ones_like(rows.hurt)
+    left[:, :methods] = trained[:, None]
+    loss = LEVEL * np.maximum(total, 1e-9) ** (CURVE - 1) * (hurt * left).sum(axis=1)
+    loss += (1 - trained) * (rows.taken @ smallness) ** SMALLNESS_CURVE
+    is_student = rows.student > 0
+    larger = np.where(is_student, rows.student, 1.0) ** (-STUDENT_SHARE * student_share)
+    fresh = STUDENT * student * larger * (1 + rows.units) ** (-STUDENT_POWER * student_power)
+    return loss, is_student * fresh
+
+
+def _slopes(rows: Features, learned: Array, doubts: Array) -> Array:
+    """How the mean changes with what is learned, in standard deviations of it (rows, learned)."""
+    columns = []
+    for index, doubt in enumerate(doubts):
+        nudged = learned.copy()
+        nudged[index] += NUDGE
+        columns.append((_mean(rows, nudged) - _mean(rows, learned)) / NUDGE * doubt)
+    return np.column_stack(columns)
 
 
 class _Process:
-    """A Gaussian process fitted to some rows."""
+    """The mean and a Gaussian process around it, fitted to some rows."""
 
     def __init__(self, rows: Features, values: Array, shape: Shape) -> None:
         self._rows, self.shape = rows, shape
         self._length, self._amplitude, noise = shape
-        kernel = self._kernel(rows, rows) + noise**2 * np.eye(len(values))
-        lower = np.linalg.cholesky(kernel) if len(values) else kernel
-        self._whitener = np.linalg.inv(lower) if len(values) else lower
-        whitened = self._whitener @ (values - _mean(rows))
-        self._weights = self._whitener.T @ whitened
+        self._doubts = _doubts(rows.hurt.shape[1])
+        self._learned = np.zeros(len(self._doubts))
+        noises = noise**2 * np.eye(len(values))
+        for step in range(SETTLED + 1):
+            self._slopes = _slopes(rows, self._learned, self._doubts)
+            lower = np.linalg.cholesky(self._slopes @ self._slopes.T + self._kernel(rows, rows) + noises)
+            self._whitener = np.linalg.inv(lower)
+            at_first = values - _mean(rows, self._learned) + self._slopes @ (self._learned / self._doubts)
+            whitened = self._whitener @ at_first
+            self._weights = self._whitener.T @ whitened
+            if step < SETTLED:
+                target = (self._slopes.T @ self._weights) * self._doubts
+                self._learned = self._learned + np.clip(target - self._learned, -LARGEST_STEP, LARGEST_STEP)
         self.evidence = -0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum())
 
     def predict(self, rows: Features) -> tuple[Array, Array]:
         """Means and standard deviations."""
-        across = self._kernel(rows, self._rows)
-        mean = _mean(rows) + across @ self._weights
-        own = (rows.trend**2 * TREND).sum(axis=1) - rows.trend[:, 1] ** 2 * TREND * (1 - SLOPE)
-        own = own + self._amplitude**2 * (1 + (rows.changes**2).sum(axis=1)) + ARCHITECTURE
+        near, slopes = self._kernel(rows, self._rows), _slopes(rows, self._learned, self._doubts)
+        across = near + slopes @ self._slopes.T
+        mean = _mean(rows, self._learned) + near @ self._weights
+        own = (slopes**2).sum(axis=1) + ARCHITECTURE * (rows.student > 0)
+        all_of_it, by_changes = self._steepness(rows)
+        own = own + (all_of_it * self._amplitude) ** 2 + (by_changes * CHANGE) ** 2 * (rows.changes**2).sum(axis=1)
         explained = ((across @ self._whitener.T) ** 2).sum(axis=1)
         return mean, np.sqrt(np.maximum(own - explained, 1e-6))
 
     def _kernel(self, left: Features, right: Features) -> Array:
+        """How much what the mean does not say of two rows goes together."""
         distance = (
             (left.region**2).sum(axis=1)[:, None]
             + (right.region**2).sum(axis=1)[None]
             - 2 * left.region @ right.region.T
         )
         near = np.exp(-0.5 * np.maximum(distance, 0) / self._length**2)
-        same = left.architecture[:, None] == right.architecture[None]
-        weights = np.full(left.trend.shape[1], TREND)
-        weights[1] *= SLOPE
-        kernel: Array = (
-            (left.trend * weights) @ right.trend.T
-            + self._amplitude**2 * (near + left.changes @ right.changes.T)
-            + ARCHITECTURE * same
-        )
+        same = (left.architecture[:, None] == right.architecture[None]) & (right.student > 0)[None]
+        (all_left, changes_left), (all_right, changes_right) = self._steepness(left), self._steepness(right)
+        kernel: Array = self._amplitude**2 * near * np.outer(all_left, all_right) + ARCHITECTURE * same
+        kernel += CHANGE**2 * (left.changes @ right.changes.T) * np.outer(changes_left, changes_right)
         return kernel
 
-
-TREND, SLOPE, ARCHITECTURE = 0.12, 0.2, 0.04
-"""Variances: of the coefficients of the trend, how much less that of the table's own, of the level of a network."""
-
-
-def _mean(rows: Features) -> Array:
-    """The loss as the table says, on the compressed scale."""
-    return rows.trend[:, 1]
+    def _steepness(self, rows: Features) -> tuple[Array, Array]:
+        """How the compressed loss changes with the logarithm of all that is lost, and of what changes lose."""
+        changed, fresh = _losses(rows, self._learned)
+        scale = np.hypot(changed + fresh, SCALE)
+        return LEAST_STEEPNESS + (changed + fresh) / scale, changed / scale
 
 
 def _squeezed(damage: Array) -> Array:
@@ -249,16 +331,31 @@ def _squeezed(damage: Array) -> Array:
 
 
 def _owners(landscape: Landscape, methods: list[str]) -> tuple[Array, Array]:
-    """Which method and which part of the network each change belongs to (changes, methods) and (changes, parts)."""
-    method = np.zeros((len(landscape.changes), len(methods)))
+    """Which group and which part of the network each change belongs to (changes, groups) and (changes, parts).
+
+    Groups are the methods where training repairs a change, then the methods where it does not.
+    """
+    group = np.zeros((len(landscape.changes), 2 * len(methods)))
     segment = np.zeros((len(landscape.changes), SEGMENTS))
     count = max(1, len(landscape.layers))
     for change, (site, option) in enumerate(landscape.changes):
-        method[change, methods.index(landscape.sites[site].method)] = 1.0
-        layers = landscape.effects[site][option].layers
-        middle = sum(layers) / len(layers) if layers else 0.0
+        effect = landscape.effects[site][option]
+        group[change, methods.index(landscape.sites[site].method) + len(methods) * (not effect.recovers)] = 1.0
+        middle = sum(effect.layers) / len(effect.layers) if effect.layers else 0.0
         segment[change, min(SEGMENTS - 1, int(SEGMENTS * middle / count))] = 1.0
-    return method, segment
+    return group, segment
+
+
+def _taken(landscape: Landscape) -> Array:
+    """What each change alone takes: the mean of the shares of the multiply-adds and of the weights (changes,)."""
+    points = np.zeros((len(landscape.changes) + 1, len(landscape.sites)), np.int64)
+    for change, (site, option) in enumerate(landscape.changes):
+        points[change + 1, site] = option
+    work = landscape.work(points)
+    macs = work.macs.sum(axis=1)
+    held = np.minimum(work.weights, 8 * work.stored_bytes / WHOLE_BITS).sum(axis=1)
+    shares: Array = 1 - 0.5 * (macs / max(macs[0], 1) + held / max(held[0], 1))
+    return np.maximum(shares[1:], 0.0)
 
 
 def _most_telling(values: Array) -> Array:

@@ -66,6 +66,11 @@ class CostModel:
             for precision in landscape.precisions
         }
         self._pairs = sorted(pairs)
+        self._priors = {
+            "latency_ms": self._latency_prior(),
+            "size_bytes": SIZE_PRIOR,
+            "peak_memory_bytes": MEMORY_PRIOR,
+        }
         self._rows: dict[int, _Row] = {}
         self._fits: dict[str, Fit] = {}
 
@@ -97,7 +102,7 @@ class CostModel:
     def _fit(self, name: str) -> Fit:
         if name not in self._fits:
             rows = [row for _, row in sorted(self._rows.items()) if name in row.values]
-            known, doubt = getattr(self, f"_prior_of_{name}")()
+            known, doubt = self._priors[name]
             mean = np.concatenate([known, np.zeros(len(self._untold))])
             deviation = np.concatenate([doubt, np.full(len(self._untold), UNTOLD)])
             features = np.array([row.features[name] for row in rows]).reshape(len(rows), len(mean))
@@ -134,7 +139,7 @@ class CostModel:
         is_float = work.precision == 0 if landscape.architecture == ORIGINAL else np.zeros(own.shape, bool)
         return np.column_stack([*columns, own * is_float, own * ~is_float])
 
-    def _prior_of_latency_ms(self) -> tuple[Array, Array]:
+    def _latency_prior(self) -> tuple[Array, Array]:
         mean, deviation = [0.03], [0.05]
         for _, precision in self._pairs:
             mean += [SPEED.get(precision, OTHER_SPEED), 0.1]
@@ -157,9 +162,6 @@ class CostModel:
         ]
         return np.column_stack(columns)
 
-    def _prior_of_size_bytes(self) -> tuple[Array, Array]:
-        return np.array([0.0, 1.0, 0.0, 0.01, 0.0, 0.005]), np.array([0.05, 0.05, 0.05, 0.05, 0.05, 0.05])
-
     def _memory_features(self, work: Work) -> Array:
         unpacked = work.weights * np.where(work.precision == 0, FLOAT_BYTES, 1)
         columns = [
@@ -170,8 +172,10 @@ class CostModel:
         ]
         return np.column_stack(columns)
 
-    def _prior_of_peak_memory_bytes(self) -> tuple[Array, Array]:
-        return np.array([0.5, 0.2, 0.2, 0.1]), np.array([0.5, 0.3, 0.3, 0.3])
+
+SIZE_PRIOR = np.array([0.0, 1.0, 0.0, 0.01, 0.0, 0.005]), np.full(6, 0.05)
+MEMORY_PRIOR = np.array([0.5, 0.2, 0.2, 0.1]), np.array([0.5, 0.3, 0.3, 0.3])
+"""Coefficients of the features of a cost before anything is measured, and their standard deviations."""
 
 
 def _switches(precision: Array, there: Array) -> Array:

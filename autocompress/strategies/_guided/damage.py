@@ -50,18 +50,29 @@ def damages(landscape: Landscape, known: Mapping[Key, float]) -> Array:
         found[change] = max(LEAST, known.get((method, layer, setting), median(similar)))
     for site, options in enumerate(landscape.effects):
         first = int(landscape.offsets[site])
-        for chain in _chains(options[1:]):
+        settings = landscape.sites[site].settings
+        words = [tuple(value for value in own.values() if isinstance(value, str)) for own in settings]
+        for chain in _chains(options[1:], words[1:]):
             rows = [first + option for option in chain]
             found[rows] = np.exp(_increasing(np.log(found[rows])))
     return found
 
 
-def _chains(options: Sequence[Effect]) -> list[list[int]]:
-    """Options of one precision and number of parts, from the one that leaves most to the one that leaves least."""
-    kinds: dict[tuple[object, ...], list[int]] = {}
-    for index, effect in enumerate(options):
-        kinds.setdefault((effect.precision, effect.parts), []).append(index)
-    return [sorted(chain, key=lambda index: -_left(options[index])) for chain in kinds.values()]
+def _chains(options: Sequence[Effect], words: Sequence[tuple[str, ...]]) -> list[list[int]]:
+    """Options that differ in how much they take alone, from the one that leaves most to the one that leaves least.
+
+    Options that leave the same, or that differ in what is chosen by name, are in different chains.
+    """
+    kinds: dict[tuple[object, ...], list[list[int]]] = {}
+    for index in sorted(range(len(options)), key=lambda index: -_left(options[index])):
+        chains = kinds.setdefault((options[index].precision, options[index].parts, words[index]), [])
+        longer = (chain for chain in chains if _left(options[chain[-1]]) > _left(options[index]))
+        chain = next(longer, None)
+        if chain is None:
+            chains.append([index])
+        else:
+            chain.append(index)
+    return [chain for chains in kinds.values() for chain in chains]
 
 
 def _left(effect: Effect) -> float:

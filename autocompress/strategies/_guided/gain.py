@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from autocompress.data import Array
 
-CELLS = {1: 2048, 2: 192, 3: 40, 4: 16}
-"""Cells of the grid along each axis, by the number of axes."""
+MOST_LINES = {1: 4096, 2: 512, 3: 64, 4: 20}
+"""Lines of the grid along each axis at most, by the number of axes; up to so many different costs it is exact."""
 
 
 class Gain:
     """The volume that a front leaves uncovered, as a table to look gains up in.
+
+    The lines of the grid go through the points of the front, so that each cell is covered wholly or not at all.
 
     Args:
         front: Costs of its points, each in [0, 1] by axis, 1 the reference (points, axes).
@@ -21,14 +21,14 @@ class Gain:
     """
 
     def __init__(self, front: Array, axes: int) -> None:
-        self._cells = CELLS[axes]
-        open_cells = np.ones((self._cells,) * axes)
-        for point in front:
-            open_cells[_beyond(point, self._cells)] = 0.0
-        volume = np.pad(open_cells, [(0, 1)] * axes)
+        self._lines = [_lines(front[:, axis], MOST_LINES[axes]) for axis in range(axes)]
+        volume = np.where(_corners(front, self._lines) > 0, 0.0, 1.0)
+        for axis, lines in enumerate(self._lines):
+            volume = volume * np.diff(lines).reshape([-1 if other == axis else 1 for other in range(axes)])
+        volume = np.pad(volume, [(0, 1)] * axes)
         for axis in range(axes):
             volume = np.flip(np.cumsum(np.flip(volume, axis), axis), axis)
-        self._volume = volume / self._cells**axes
+        self._volume = volume
 
     def of(self, points: Array) -> Array:
         """What each point would add (points,), by linear interpolation between the corners of cells.
@@ -36,9 +36,13 @@ class Gain:
         Args:
             points: Costs (points, axes); beyond 1 they add nothing.
         """
-        scaled = np.clip(points, 0.0, 1.0) * self._cells
-        low = np.minimum(scaled.astype(int), self._cells - 1)
-        part = scaled - low
+        inside = np.clip(points, 0.0, 1.0)
+        low = np.empty(points.shape, np.int64)
+        part = np.empty(points.shape)
+        for axis, lines in enumerate(self._lines):
+            low[:, axis] = np.clip(np.searchsorted(lines, inside[:, axis], side="right") - 1, 0, len(lines) - 2)
+            below, above = lines[low[:, axis]], lines[low[:, axis] + 1]
+            part[:, axis] = (inside[:, axis] - below) / (above - below)
         total = np.zeros(len(points))
         axes = points.shape[1]
         for corner in range(2**axes):
@@ -55,13 +59,32 @@ def exclusive_volumes(points: Array) -> Array:
         points: Costs (points, axes), each in [0, 1] by axis, 1 the reference.
     """
     axes = points.shape[1]
-    covered = np.zeros((CELLS[axes],) * axes, np.int32)
-    places = [_beyond(point, CELLS[axes]) for point in points]
-    for place in places:
-        covered[place] += 1
-    return np.array([(covered[place] == 1).sum() for place in places]) / covered.size
+    lines = [_lines(points[:, axis], MOST_LINES[axes]) for axis in range(axes)]
+    alone = _corners(points, lines) == 1
+    owner = _corners(points, lines, np.arange(len(points), dtype=float))[alone].astype(np.int64)
+    volume = np.ones(alone.shape)
+    for axis, own in enumerate(lines):
+        volume = volume * np.diff(own).reshape([-1 if other == axis else 1 for other in range(axes)])
+    return np.bincount(owner, weights=volume[alone], minlength=len(points))
 
 
-def _beyond(point: Array, cells: int) -> tuple[slice, ...]:
-    """The cells of a grid whose middle is nowhere better than a point."""
-    return tuple(slice(max(0, math.ceil(value * cells - 0.5)), None) for value in np.minimum(point, 2.0))
+def _lines(values: Array, most: int) -> Array:
+    """Where to cut an axis: at the values themselves, or at some of them where there are too many."""
+    lines: Array = np.unique(np.concatenate(([0.0, 1.0], np.clip(values, 0.0, 1.0))))
+    if len(lines) > most:
+        lines = lines[np.unique(np.linspace(0, len(lines) - 1, most).round().astype(np.int64))]
+    return lines
+
+
+def _corners(points: Array, lines: list[Array], weights: Array | None = None) -> Array:
+    """For each cell the sum of the weights of the points that cover it; each counts once by default."""
+    cells = np.zeros([len(own) - 1 for own in lines])
+    inside = (points < 1.0).all(axis=1)
+    nearest = [
+        np.abs(own[None, :-1] - np.clip(points[inside, axis], 0.0, 1.0)[:, None]).argmin(axis=1)
+        for axis, own in enumerate(lines)
+    ]
+    np.add.at(cells, tuple(nearest), 1.0 if weights is None else weights[inside])
+    for axis in range(len(lines)):
+        cells = np.cumsum(cells, axis)
+    return cells

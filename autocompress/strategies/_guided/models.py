@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from autocompress.data import Array
 from autocompress.landscape import Landscape
 from autocompress.plan import ORIGINAL
-from autocompress.record import Record
 from autocompress.strategies._guided.accuracy import AccuracyModel
 from autocompress.strategies._guided.costs import COSTS, CostModel
 from autocompress.strategies._guided.relatives import is_held
+from autocompress.strategies._guided.results import Result
 
 FIXED_S = 5.0
 """Seconds of a trial beside its training, before one has ended."""
@@ -26,35 +25,11 @@ TEACHER = 0.35
 HELD_PACE = 1.5
 """How much longer an epoch takes with values held, before any trial has shown it."""
 
+OPTIMISM = 0.5
+"""Standard deviations by which a point may be better than expected, for a point to be worth a look."""
+
 LATEST = 32
 """Trials that times are learned from."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished trial as the models see it.
-
-    Args:
-        number: Of the trial.
-        architecture: Of its model.
-        point: Its options (sites,).
-        epochs: Training that counts for it, that of relatives included.
-        free: The part of it that relatives would inherit: with values not yet restricted.
-        rung: How often its training was prolonged.
-        loss: Points of the metric lost against the baseline.
-        shares: Costs as shares of the baseline's.
-        record: All there is.
-    """
-
-    number: int
-    architecture: str
-    point: Array
-    epochs: float
-    free: float
-    rung: int
-    loss: float
-    shares: Mapping[str, float]
-    record: Record
 
 
 class Models:
@@ -113,13 +88,15 @@ class Models:
         share: Array = TEACHER + (1 - TEACHER) * macs / max(1, sum(self._landscapes[ORIGINAL].macs))
         return share
 
-    def price(self, architecture: str, objectives: tuple[str, ...], epochs: float) -> Callable[[Array], Array]:
-        """Loss after so many epochs and logarithms of the costs among the objectives, for the solver."""
+    def price(
+        self, architecture: str, objectives: tuple[str, ...], epochs_of: Callable[[Array], Array]
+    ) -> Callable[[Array], Array]:
+        """What loss may be hoped for after the epochs that points are given, and logarithms of the costs."""
         names = [name for name in objectives if name in COSTS]
 
         def terms(points: Array) -> Array:
-            loss, _ = self.accuracy.predict(architecture, points, np.full(len(points), epochs))
+            loss, deviation = self.accuracy.predict(architecture, points, epochs_of(points))
             costs = self.costs.predict(architecture, points)
-            return np.column_stack([loss, *(np.log(costs[name][0]) for name in names)])
+            return np.column_stack([loss - OPTIMISM * deviation, *(np.log(costs[name][0]) for name in names)])
 
         return terms

@@ -23,7 +23,7 @@ class Fit:
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Expected values and standard deviations of rows of features (rows, features)."""
-        spread = np.einsum("ij,jk,ik->i", features, self.covariance, features)
+        spread = (features @ self.covariance * features).sum(axis=1)
         return features @ self.mean, np.sqrt(np.maximum(spread, 0.0))
 
 

@@ -20,6 +20,9 @@ MIXES = (1.0, 0.5, 0.0)
 """Share of the first cost against the others."""
 
 STEPS = 40
+LEAST_STEP = 1e-6
+"""Share of a value by which a step makes it better at least."""
+
 AT_ONCE = 4
 """Changes that a step takes together, as long as they are better together too."""
 
@@ -52,6 +55,21 @@ def sweep(landscape: Landscape, price: Price, starts: Array) -> Iterator[Array]:
             yield found
 
 
+def climb(landscape: Landscape, worth: Callable[[Array], Array], starts: Array) -> Iterator[Array]:
+    """From each of some points one that is worth more than all that differ from it by a single move.
+
+    A sweep finds what is best for some exchange of costs, which leaves out what lies in the hollows of a front.
+
+    Args:
+        landscape: Whose points.
+        worth: What points are worth (points,); more is better.
+        starts: Points to begin from (points, sites).
+    """
+    moves = _moves(landscape)
+    for start in starts:
+        yield descend(landscape, lambda points: -worth(points)[:, None], start, np.ones(1), moves)
+
+
 def descend(landscape: Landscape, price: Price, start: Array, multipliers: Array, moves: Array) -> Array:
     """A point that no single move improves, by steepest descent."""
     point, value = start, float(price(start[None])[0] @ multipliers)
@@ -59,7 +77,7 @@ def descend(landscape: Landscape, price: Price, start: Array, multipliers: Array
         near = landscape.canonical(np.where(moves >= 0, moves, point))
         values = price(near) @ multipliers
         order = np.argsort(values, kind="stable")[:AT_ONCE]
-        better = order[values[order] < value - 1e-9]
+        better = order[values[order] < value - LEAST_STEP * abs(value)]
         if not len(better):
             break
         joint = point.copy()

@@ -34,9 +34,7 @@ class Yardstick:
     def loss(self, value: float) -> float:
         """Points of the metric lost against the baseline, percent of it for metrics that are no shares."""
         metric = self._problem.the_metric
-        level = self._baseline[metric.name]
-        lost = level - value if metric.direction == "maximize" else value - level
-        return 100 * lost / (1.0 if self._problem.is_percentage else max(abs(level), 1e-12))
+        return metric.lost(value, self._baseline[metric.name], is_share=self._problem.is_percentage)
 
     def shares(self, values: Mapping[str, float]) -> dict[str, float]:
         """Costs as shares of the baseline's."""

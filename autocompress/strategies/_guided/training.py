@@ -1,0 +1,180 @@
+"""How much a guided search trains: rungs, from whose weights, and who goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.landscape import Landscape
+from autocompress.plan import ORIGINAL, Plan, Scalar, split_epochs
+from autocompress.strategies._guided.candidates import Candidates
+from autocompress.strategies._guided.gain import exclusive_volumes
+from autocompress.strategies._guided.relatives import Relative, is_held, nearest
+from autocompress.strategies._guided.results import Result, Results
+
+ETA = 4
+"""Factor from one rung of training to the next; one of so many models of a rung goes on."""
+
+RUNGS = 3
+
+WORTHWHILE_S = 3.0
+"""Seconds of training on the first rung at least: what a trial takes beside it."""
+
+MOST_RANKED = 60
+"""Models of a rung that are compared, the latest ones."""
+
+PlanOf = Callable[[Mapping[str, Scalar]], Plan]
+"""The plan of some answers, with the neutral one for all other knobs."""
+
+AxesOf = Callable[[Result], Array]
+"""The costs of a result by objective, each in [0, 1] for what is worth anything (objectives,)."""
+
+
+class Training:
+    """The rungs of a search.
+
+    Args:
+        landscapes: By architecture.
+        plan_of: Says how much a point is trained in full.
+        epoch_s: Seconds of an epoch of the original.
+        inherits: False to train each model from the beginning and in full.
+
+    References:
+        Li et al., "A System for Massively Parallel Hyperparameter Tuning", 2020.
+    """
+
+    def __init__(
+        self, landscapes: Mapping[str, Landscape], plan_of: PlanOf, epoch_s: float, *, inherits: bool = True
+    ) -> None:
+        self._landscapes, self._epoch_s, self._inherits = landscapes, epoch_s, inherits
+        self.full = {name: _full_epochs(landscape, plan_of) for name, landscape in landscapes.items()}
+        """Epochs of a model that is trained in full, by architecture."""
+
+    def begins_with(self, results: Results) -> list[Result]:
+        """Models whose weights others may start from."""
+        return results.trained() if self._inherits else []
+
+    def free_epochs(self, architecture: str, point: Array, epochs: int) -> int:
+        """Epochs of a recovery whose weights others may start from."""
+        landscape = self._landscapes[architecture]
+        rebuilt = architecture != ORIGINAL or bool(point[landscape.early].any())
+        return split_epochs(epochs, is_rebuilt=rebuilt, is_held=bool(is_held(landscape, point[None])[0]))[0]
+
+    def epochs_needed(self, architecture: str, points: Array) -> Array:
+        """Epochs of points in full: none for those that lose nothing that training brings back (points,)."""
+        landscape = self._landscapes[architecture]
+        epochs = np.full(len(points), float(self.full[architecture]))
+        if architecture == ORIGINAL:
+            epochs[landscape.one_hot(points) @ landscape.recovers == 0] = 0.0
+        return epochs
+
+    def first_rung(
+        self, name: str, points: Array, sources: Sequence[str], results: Results, damage: Array
+    ) -> Candidates:
+        """Points with the training of the first rung, from their nearest relatives.
+
+        Args:
+            name: Of the architecture.
+            points: Options (points, sites).
+            sources: What proposed each.
+            results: Whose weights they may start from.
+            damage: Divergence by change.
+        """
+        landscape, full = self._landscapes[name], float(self.full[name])
+        relatives = [
+            Relative(result.number, result.point, result.free)
+            for result in self.begins_with(results)
+            if result.architecture == name and result.free
+        ]
+        trains = self.epochs_needed(name, points) > 0
+        starts, before = nearest(landscape, points, relatives, damage)
+        starts, before = np.where(trains, starts, 0), np.where(trains, before, 0.0)
+        held = is_held(landscape, points)
+        done = np.array(
+            [
+                start > 0 and np.array_equal(results.by_number[start].point[landscape.early], point[landscape.early])
+                for start, point in zip(starts.tolist(), points, strict=True)
+            ],
+            np.bool_,
+        )
+        least = self._first_epochs(name)
+        first = np.where(held, min(int(full), max(2, least)), least)  # free epochs and held ones
+        own = np.where(trains & ~(done & ~held), first, 0)
+        total = np.where(own > 0, np.maximum(full, before + own), before)
+        return Candidates(name, points, sources, starts, np.zeros(len(points), np.int64), before, own, total)
+
+    def promotions(
+        self, results: Results, axes_of: AxesOf, *, longest: bool = False, everyone: bool = False
+    ) -> Iterator[Candidates]:
+        """More training for the best of each rung, one model each.
+
+        Args:
+            results: All of them.
+            axes_of: What a result is worth.
+            longest: True to train beyond what a model is given in full.
+            everyone: True for more training of all models of a rung.
+        """
+        by_rung: dict[int, list[Result]] = {}
+        trained = {result.number for result in self.begins_with(results)}
+        heirs = {result.number for result in results.front if result.start in trained}
+        for number in sorted(trained | heirs):
+            result = results.by_number[number]
+            by_rung.setdefault(result.rung, []).append(result)
+        for _, rung in sorted(by_rung.items()):
+            latest = rung[-MOST_RANKED:]
+            count = len(latest) if everyone else math.ceil(len(latest) / ETA)
+            for result in _best_of(latest, count, results, axes_of):
+                yield from self._promotion(result, results, longest=longest)
+
+    def _promotion(self, result: Result, results: Results, *, longest: bool) -> Iterator[Candidates]:
+        """More training of a model, or of the one whose weights it has."""
+        full = self.full[result.architecture]
+        begins = result if result.is_trained else results.by_number[result.start]
+        most = full * (ETA if longest else 1)
+        total = min(ETA * math.ceil(result.epochs), most)
+        own = total - math.floor(begins.free)
+        if total > result.epochs and own > 0:
+            yield Candidates(
+                result.architecture,
+                result.point[None],
+                ["promotion"],
+                np.array([begins.number if begins.free else 0]),
+                np.array([result.number]),
+                np.array([begins.free]),
+                np.array([own]),
+                np.array([max(begins.free + own, float(full))]),
+            )
+
+    def _first_epochs(self, architecture: str) -> int:
+        """Epochs of a model on the first rung."""
+        full = self.full[architecture]
+        first = max(full / ETA ** (RUNGS - 1), WORTHWHILE_S / self._epoch_s)
+        return min(full, max(1, round(first))) if self._inherits else full
+
+
+def _full_epochs(landscape: Landscape, plan_of: PlanOf) -> int:
+    """Epochs of a model that is trained in full."""
+    if landscape.architecture != ORIGINAL:
+        return plan_of({"architecture": landscape.architecture}).recovery.epochs
+    for (site, option), needs in zip(landscape.changes, landscape.recovers, strict=True):
+        if needs:
+            return plan_of(landscape.sites[site].options[option]).recovery.epochs
+    return 0
+
+
+def _best_of(some: Sequence[Result], count: int, results: Results, axes_of: AxesOf) -> list[Result]:
+    """Some results by non-domination rank, within the last rank by what each adds to the volume of the others."""
+    left = list(some)
+    ranked: list[Result] = []
+    while left and len(ranked) < count:
+        best = results.front_of(left)
+        if len(ranked) + len(best) > count:
+            adds = exclusive_volumes(np.array([axes_of(result) for result in best]))
+            best = [best[row] for row in np.argsort(-adds, kind="stable")]
+        ranked += best
+        chosen = {result.number for result in best}
+        left = [result for result in left if result.number not in chosen]
+    return ranked[:count]

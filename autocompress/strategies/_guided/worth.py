@@ -1,0 +1,83 @@
+"""What candidates promise: expected hypervolume for each second until they are trained in full."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.strategies._guided.accuracy import restored
+from autocompress.strategies._guided.candidates import Candidates
+from autocompress.strategies._guided.gain import Gain
+from autocompress.strategies._guided.models import Models
+from autocompress.strategies._guided.results import Result
+from autocompress.strategies._guided.training import ETA
+from autocompress.strategies._guided.yardstick import Yardstick
+
+QUANTILES = np.array([-1.64, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.64])
+"""Standard normal numbers that stand for a tenth of all each."""
+
+LEAST_GAIN = 5e-4
+"""Gain of hypervolume below which a model is not told from its neighbors."""
+
+NEXT_TO_NOTHING = 1e-9
+"""What decides where no candidate promises anything: how likely it obeys the constraints, and its time."""
+
+AtWork = tuple[str, Array, float]
+"""Architecture, point and epochs of a trial that has not ended."""
+
+Gained = Callable[[Array, Mapping[str, Array]], Array]
+"""What models of some losses and shares of the baseline's costs would add (models,)."""
+
+
+def gained(yardstick: Yardstick, models: Models, front: Collection[Result], at_work: Collection[AtWork]) -> Gained:
+    """What models would add to a front, and to the trials at work as they are expected to end."""
+    places = [*_believed(models, front), *_expected(models, at_work)]
+    if yardstick.is_weighted:
+        best = min(float(yardstick.weighted(loss, shares)[0]) for loss, shares in places)
+        return lambda loss, shares: np.maximum(0.0, best - yardstick.weighted(loss, shares))
+    found = np.vstack([yardstick.axes(loss, shares) for loss, shares in places])
+    gain = Gain(found, found.shape[1])
+    return lambda loss, shares: gain.of(yardstick.axes(loss, shares))
+
+
+def _believed(models: Models, front: Collection[Result]) -> Iterator[tuple[Array, dict[str, Array]]]:
+    """Loss and shares of a front, the loss as the models believe in it, since scores are noisy."""
+    by_architecture: dict[str, list[Result]] = {}
+    for result in front:
+        by_architecture.setdefault(result.architecture, []).append(result)
+    for name, results in by_architecture.items():
+        points, epochs = np.array([one.point for one in results]), np.array([one.epochs for one in results])
+        losses, _ = models.accuracy.predict(name, points, epochs)
+        for result, loss in zip(results, restored(losses), strict=True):
+            yield np.array([loss]), {cost: np.array([share]) for cost, share in result.shares.items()}
+
+
+def _expected(models: Models, at_work: Collection[AtWork]) -> Iterator[tuple[Array, dict[str, Array]]]:
+    """Loss and shares that the trials at work are expected to have."""
+    for architecture, point, epochs in at_work:
+        loss, _ = models.accuracy.predict(architecture, point[None], np.array([epochs]))
+        costs = models.costs.predict(architecture, point[None])
+        yield restored(loss), {name: mean for name, (mean, _) in costs.items()}
+
+
+def worth(yardstick: Yardstick, models: Models, gain: Gained, candidates: Candidates) -> Array:
+    """Expected gain, once trained in full, for each second until then (points,)."""
+    name, points = candidates.architecture, candidates.points
+    mean, deviation = models.accuracy.predict(name, points, candidates.total)
+    costs = models.costs.predict(name, points)
+    shares = {cost: value for cost, (value, _) in costs.items()}
+    total, allowed = np.zeros(len(points)), np.zeros(len(points))
+    for quantile in QUANTILES:
+        loss = restored(mean + quantile * deviation)
+        likely = yardstick.allowed(loss, costs)
+        total += gain(loss, shares) * likely / len(QUANTILES)
+        allowed += likely / len(QUANTILES)
+    total[total < LEAST_GAIN] = 0.0
+    missing = np.maximum(candidates.total - candidates.before, candidates.own)
+    rungs = 1 + np.log(np.maximum(missing / np.maximum(candidates.own, 1), 1)) / math.log(ETA)
+    seconds = rungs * models.fixed_s + missing * models.epoch_s(name, points)
+    found: Array = (total + NEXT_TO_NOTHING * (allowed + total)) / seconds
+    return found
