@@ -32,7 +32,7 @@ class Site:
     turn: int
     is_early: bool
     options: tuple[Mapping[str, Scalar], ...]
-    settings: tuple[Mapping[str, Scalar], ...] = ()
+    settings: tuple[Mapping[str, Scalar], ...]
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,14 @@ class Landscape:
     def changes(self) -> tuple[tuple[int, int], ...]:
         """Site and option of each change."""
         return tuple((site, option) for site, size in enumerate(self.sizes) for option in range(1, size))
+
+    @cached_property
+    def single_changes(self) -> Array:
+        """Each change alone, as points (changes, sites)."""
+        points = np.zeros((len(self.changes), len(self.sites)), np.int64)
+        for change, (site, option) in enumerate(self.changes):
+            points[change, site] = option
+        return points
 
     @cached_property
     def methods(self) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ def _sites(method: str, plan: Planner, architecture: str) -> list[tuple[str, lis
     options: dict[str, list[Answers]] = {}
     for name, knob in _asked(plan, base, prefix).items():
         options.setdefault(name.rpartition("/")[0], []).extend({name: value} for value in values(knob))
+    options = {path: found for path, found in options.items() if found}
     rounds = max((len(found) for found in options.values()), default=0)
     complete: dict[str, list[Answers]] = {path: [] for path in options}
     for index in range(rounds):

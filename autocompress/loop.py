@@ -104,11 +104,13 @@ class TrialTimes:
             return None
         if epochs == recovery.epochs:
             return trial
-        before = float(trial.proposal.attributes.get("before", trial.plan.total_epochs - recovery.epochs))
+        plan = replace(trial.plan, recovery=replace(recovery, epochs=epochs))
+        before = float(trial.proposal.attributes.get("before", 0.0))
+        full = float(trial.proposal.attributes.get("full", recovery.epochs))
         return replace(
             trial,
-            plan=replace(trial.plan, recovery=replace(recovery, epochs=epochs)),
-            fidelity=trial.fidelity * (before + epochs) / (before + recovery.epochs),
+            plan=plan,
+            fidelity=min(1.0, (before + epochs) / full),
             proposal=_without_expectations(trial.proposal),
         )
 
@@ -372,7 +374,7 @@ class SearchLoop:
 
     def _confirm_s(self) -> float:
         """Seconds to keep for measuring the front together and scoring it on the test split."""
-        return 3.0 + (len(self._points[1]) + 1) * (0.4 + self._score_s())
+        return 3.0 + (len(self._points[1]) + 1) * (0.4 + self._score_s() / self._config.workers)
 
     def _score_s(self) -> float:
         """Seconds of scoring one model, as the trials took on validation data."""

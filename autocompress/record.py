@@ -23,7 +23,10 @@ class Proposal:
         source: "baseline", "policy", the name of an Optuna strategy, or which part of the guided one it was: "solver",
             "local", "tpe", "promotion" or "random".
         params: Knobs that were answered; the guided strategy leaves out those at their neutral answer.
-        attributes: What the strategy needs or wants to be seen later: generations, starts, rungs, expectations.
+        attributes: What the strategy needs or wants to be seen later. An Optuna strategy: `generation`. The guided one:
+            `start` (trial that it begins with) and `before` (epochs of it that count), `full` (epochs of full
+            training), `promotes` (trial whose model is trained more), `block` and `unknown` (first trial of those that
+            the solver proposed together, and those at work then), and `expected_…`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

@@ -165,8 +165,8 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
 
 def _trained_before(plan: Plan, *, is_held: bool) -> int:
     """Epochs before a phase of a recovery: data are drawn by the number of the epoch, and go on where those ended."""
-    start = plan.start.total_epochs if plan.start is not None else 0
-    return start + (_epochs(plan)[0] if is_held else 0)
+    before = plan.start.total_epochs if plan.start is not None else plan.recovery.sparsify_epochs
+    return before + (_epochs(plan)[0] if is_held else 0)
 
 
 def forget_weights(bench: Workbench, trial: Trial) -> None:

@@ -69,8 +69,8 @@ def recover(
     epochs = recovery.epochs
     start = score(model)
     best, weights = Recovered(start, start, 0, epochs), _snapshot(model)
-    # the best epoch lies late in a one-cycle schedule; scoring the early ones costs a third more
-    first = epochs - 1 if recovery.keep == "last" else epochs // 2
+    # the best epoch lies late in a one-cycle schedule; scoring the early ones takes time and gives chance more choices
+    first = epochs - 1 if recovery.keep == "last" else 2 * epochs // 3
     with ExitStack() as looking:
         match = None
         if recovery.feature_weight:

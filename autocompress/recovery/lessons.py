@@ -46,8 +46,8 @@ class Lessons:
     """A task's training data as its teacher teaches it.
 
     Data held in arrays never changes, so the teacher looks at it once, whatever number of trials and epochs follow;
-    a loader may augment, so the teacher answers its batches, once each: one that draws the same for the same seed, as
-    every trial asks it for the same, is answered from memory from the second trial on.
+    a loader may augment, so the teacher answers its batches. One that draws the same for the same seed, as every trial
+    asks it for the same, is answered from memory from the second trial of a process on, as long as that suffices.
     """
 
     def __init__(self, task: Task, teacher: nn.Module) -> None:
@@ -56,6 +56,7 @@ class Lessons:
         self._batch_size = task.batch_size
         self._answers: dict[bytes, Tensor] = {}
         self._remembered_bytes = 0
+        self._remembers, self._is_repeated = True, False
         self.teacher = teacher.eval()
 
     @cached_property
@@ -105,17 +106,27 @@ class Lessons:
         return ArraySplit(Batch((*samples.inputs, np.concatenate(answers)), samples.targets))
 
     def _answer(self, inputs: tuple[Array, ...]) -> Tensor:
-        """What the teacher says to a batch of a loader, remembered by the content of the batch."""
+        """What the teacher says to a batch of a loader, remembered by the content of the batch.
+
+        Where the memory is full and no batch ever came twice, nothing is remembered any more.
+        """
+        if not self._remembers:
+            return self._ask(tensors(inputs))
         content = hashlib.blake2b(digest_size=16)
         for array in inputs:
+            content.update(f"{array.dtype}{array.shape}".encode())
             content.update(np.ascontiguousarray(array).data)
         key = content.digest()
         if key in self._answers:
+            self._is_repeated = True
             return self._answers[key]
         answer = self._ask(tensors(inputs))
         if self._remembered_bytes + answer.nbytes <= MOST_REMEMBERED_BYTES:
             self._answers[key] = answer
             self._remembered_bytes += answer.nbytes
+        elif not self._is_repeated:
+            self._remembers = False
+            self._answers.clear()
         return answer
 
     def features(self, inputs: tuple[Tensor, ...], names: tuple[str, ...], *, folded: bool) -> dict[str, Tensor]:

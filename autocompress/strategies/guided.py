@@ -15,12 +15,12 @@ from autocompress.data import Array
 from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
-from autocompress.space import Knob, neutral
 from autocompress.strategies._base import STRATEGIES, Problem, SearchStrategy
 from autocompress.strategies._guided.accuracy import restored
 from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.costs import COSTS
 from autocompress.strategies._guided.models import Models
+from autocompress.strategies._guided.plans import plan_of
 from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace
 from autocompress.strategies._guided.results import Result, Results
 from autocompress.strategies._guided.solver import climb, everything, mutations, sweep
@@ -31,7 +31,8 @@ from autocompress.strategies._guided.worth import AtWork, Gained, gained, worth
 from autocompress.strategies._guided.yardstick import Yardstick
 
 FINAL_SHARE = 0.75
-"""Share of the budget, or of the trials, after which nothing begins that was not trained before."""
+"""Share of the budget, or of the trials, after which no training begins from the original's weights, unless nothing
+else is left to do."""
 
 BLOCK = 8
 """Trials after which the solver sweeps anew."""
@@ -43,12 +44,19 @@ SMALL = 4096
 """Points of a space up to which all of them are looked at."""
 
 Points = tuple[str, Array, list[str]]
-"""Points of an architecture (points, sites) and what proposed each."""
+"""An architecture, points of it (points, sites), and what proposed each."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the strategy does; all of it by default, less to see what each part is worth."""
+    """What the strategy does; all of it by default, less to see what each part is worth.
+
+    Args:
+        table: Look at single changes first.
+        refit: Let the models learn from trials, and not only from the table.
+        uniform: Try the uniform policies.
+        inheritance: Train on rungs, from the weights of relatives.
+    """
 
     table: bool = True
     refit: bool = True
@@ -104,8 +112,9 @@ class Guided(SearchStrategy):
         self._at_work: dict[int, AtWork] = {}
         self._results = Results(problem.objectives, problem.constraints)
         self._screened: dict[int, tuple[str, Array, Mapping[str, float]]] = {}
-        self._table = Table(problem, self._plan, is_wanted=parts.table)
-        self._training = Training(self._landscapes, self._plan, problem.epoch_s, inherits=parts.inheritance)
+        self._plan_of = plan_of(problem)
+        self._table = Table(problem, self._plan_of, is_wanted=parts.table)
+        self._training = Training(self._landscapes, self._plan_of, problem.epoch_s, inherits=parts.inheritance)
         self._yardstick: Yardstick | None = None
         self._models: Models | None = None
         self._policy_space: PolicySpace | None = None
@@ -159,7 +168,7 @@ class Guided(SearchStrategy):
                 self._block = replace(self._block, proposals=())
 
     def parents(self) -> frozenset[str]:
-        """The trained models of the front, those that it began with, and the latest ones."""
+        """The trained models of the front, those whose weights it has, and the latest ones."""
         return frozenset(result.record.plan.digest for result in self._training.begins_with(self._results))
 
     # -- what next -----------------------------------------------------------------------------------------------
@@ -203,45 +212,47 @@ class Guided(SearchStrategy):
 
     def _propose(self, candidates: Candidates, row: int, block: _Block | None = None) -> Trial | None:
         """The trial of a candidate; None if what the planner makes of it was tried before."""
-        name, point, start = candidates.architecture, candidates.points[row], int(candidates.starts[row])
-        promotes, landscape = int(candidates.promotes[row]), self._landscapes[candidates.architecture]
-        plan = self._plan(landscape.answers(point))
-        self._tried.add((name, point.tobytes()))
-        realized = landscape.realized(plan)
-        is_known = (name, realized.tobytes()) in self._tried and not np.array_equal(realized, point)
-        point = realized
-        own, trained = int(candidates.own[row]), float(candidates.before[row] + candidates.own[row])
-        attributes: dict[str, Scalar] = {}
-        if plan.recovery.epochs:
-            recovery = replace(plan.recovery, epochs=own) if own else Recovery()
-            if start:
-                recovery = recovery.without_penalty()
-                attributes |= {"start": start, "before": float(candidates.before[row])}
-            begins = self._results.by_number[start].record.plan if start else None
-            plan = replace(plan, recovery=recovery, start=begins)
-        if plan.digest in self._seen or (is_known and not promotes):
+        name, asked, landscape = (
+            candidates.architecture,
+            candidates.points[row],
+            self._landscapes[candidates.architecture],
+        )
+        plan, trained = self._planned(candidates, row)
+        point, promotes = landscape.realized(plan), int(candidates.promotes[row])
+        is_another = not np.array_equal(point, asked) and (name, point.tobytes()) in self._tried
+        self._tried |= {(name, asked.tobytes()), (name, point.tobytes())}
+        self._promoted.add(promotes)
+        if plan.digest in self._seen or (is_another and not promotes):
             return None
-        if promotes:
-            self._promoted.add(promotes)
-            attributes |= {"promotes": promotes, "rung": self._results.by_number[promotes].rung + 1}
+        attributes: dict[str, Scalar] = {"promotes": promotes} if promotes else {}
+        if plan.start is not None:
+            attributes |= {"start": int(candidates.starts[row]), "before": float(candidates.before[row])}
         if block is not None:
             attributes |= {"block": block.first, "unknown": ",".join(map(str, block.unknown))}
         attributes |= self._expectations(name, point, trained)
-        number = self._next
+        number, source, full = self._next, candidates.sources[row], self._training.full[name]
+        fidelity = 1.0
+        if full and plan.total_epochs:
+            attributes["full"], fidelity = full, min(1.0, trained / full)
         self._next += 1
         self._seen.add(plan.digest)
-        self._tried.add((name, point.tobytes()))
         self._at_work[number] = name, point, trained
-        source = candidates.sources[row]
         self._study.begin(number, source, self._policy_view.encode(name, point))
-        full = self._training.full[name]
-        return Trial(
-            number,
-            plan,
-            seed=self._problem.seed,
-            fidelity=min(1.0, trained / full) if full and plan.total_epochs else 1.0,
-            proposal=Proposal(source, landscape.answers(point), attributes),
-        )
+        proposal = Proposal(source, landscape.answers(point), attributes)
+        return Trial(number, plan, seed=self._problem.seed, fidelity=fidelity, proposal=proposal)
+
+    def _planned(self, candidates: Candidates, row: int) -> tuple[Plan, float]:
+        """The plan of a candidate, and the epochs that its model has had in the end."""
+        plan = self._plan_of(self._landscapes[candidates.architecture].answers(candidates.points[row]))
+        if not plan.recovery.epochs:  # nothing that training brings back
+            return plan, 0.0
+        start, own = int(candidates.starts[row]), int(candidates.own[row])
+        recovery = replace(plan.recovery, epochs=own) if own else Recovery()
+        trained = float(candidates.before[row] + own)
+        if not start:
+            return replace(plan, recovery=recovery), trained
+        begins = self._results.by_number[start].record.plan
+        return replace(plan, recovery=recovery.without_penalty(), start=begins), trained
 
     def _expectations(self, architecture: str, point: Array, epochs: float) -> dict[str, Scalar]:
         """What the models say of a trial before it is run, by which they can be judged afterwards."""
@@ -331,7 +342,7 @@ class Guided(SearchStrategy):
             known = [result.point for result in results.front if result.architecture == name]
             starts = np.array([landscape.neutral(), *(point for point, _ in found[name]), *known])
             price = models.price(name, objectives, partial(self._training.epochs_needed, name))
-            solved = np.array([*starts, *sweep(landscape, price, starts)])
+            solved = np.unique([*starts, *sweep(landscape, price, starts)], axis=0)
             value = partial(self._value, name, results, models, gain)
             best = solved[np.argsort(-value(solved), kind="stable")[:CLIMBS]]
             found[name] += [(point, "solver") for point in (*climb(landscape, value, best), *solved)]
@@ -340,10 +351,13 @@ class Guided(SearchStrategy):
                 yield name, np.array([point for point, _ in pairs]), [source for _, source in pairs]
 
     def _value(self, name: str, results: Results, models: Models, gain: Gained, points: Array) -> Array:
-        """What points promise after some results (points,)."""
+        """What points promise after some results (points,); nothing if they were tried."""
         sources = ["solver"] * len(points)
         some = self._training.first_rung(name, points, sources, results, self._table.damages[name])
-        return worth(self._the_yardstick, models, gain, some)
+        known = {result.point.tobytes() for result in results.by_number.values() if result.architecture == name}
+        is_new = np.array([point.tobytes() not in known for point in points])
+        value: Array = worth(self._the_yardstick, models, gain, some) * is_new
+        return value
 
     def _worth_solving(self, results: Results) -> tuple[str, ...]:
         """The original, and the two other architectures that the front holds most of."""
@@ -356,14 +370,17 @@ class Guided(SearchStrategy):
 
     def _policies_told(self, results: Results) -> list[tuple[Mapping[str, float | str], list[float]]]:
         """Policies and costs of the latest results that are final."""
-        latest = [result for number, result in sorted(results.by_number.items()) if number > 0]
+        final = [
+            result
+            for number, result in sorted(results.by_number.items())
+            if number > 0 and result.record.trial.fidelity >= 1
+        ]
         return [
             (
                 self._policy_view.encode(result.architecture, result.point),
                 [objective.cost(result.record.values) for objective in self._problem.objectives],
             )
-            for result in latest[-LATEST_RESULTS:]
-            if result.record.trial.fidelity >= 1
+            for result in final[-LATEST_RESULTS:]
         ]
 
     # -- beliefs -------------------------------------------------------------------------------------------------
@@ -373,16 +390,15 @@ class Guided(SearchStrategy):
         attributes, epochs = record.trial.proposal.attributes, record.plan.recovery.epochs
         before = float(attributes.get("before", 0.0))
         result = Result(
-            record.number,
-            name,
-            point,
-            before + epochs,
-            before + self._training.free_epochs(name, point, epochs),
-            int(attributes.get("start", 0)),
-            int(attributes.get("rung", 0)),
-            self._the_yardstick.loss(record.values[self._problem.the_metric.name]),
-            self._the_yardstick.shares(record.values),
-            record,
+            number=record.number,
+            architecture=name,
+            point=point,
+            epochs=before + epochs,
+            free=before + self._training.free_epochs(name, point, epochs),
+            start=int(attributes.get("start", 0)),
+            loss=self._the_yardstick.loss(record.values[self._problem.the_metric.name]),
+            shares=self._the_yardstick.shares(record.values),
+            record=record,
         )
         self._results.add(result)
         if self._models is not None and (self._parts.refit or record.number == 0):
@@ -392,7 +408,7 @@ class Guided(SearchStrategy):
         """Take in what was measured of a model that was not worth training."""
         self._screened[number] = name, point, self._the_yardstick.shares(values)
         if self._models is not None and self._parts.refit:
-            self._models.costs.learn(number, *self._screened[number])
+            self._models.costs.learn(number, *self._screened[number], hurried=True)
 
     def _fitted(self) -> Models:
         """The models on all that is known now."""
@@ -406,13 +422,13 @@ class Guided(SearchStrategy):
         for index, (point, entry) in enumerate(self._table.points()):
             shares = self._the_yardstick.shares({"size_bytes": entry.values["size_bytes"]})
             shares["latency_ms"] = entry.values["latency_ratio"]
-            models.costs.learn(-1 - index, ORIGINAL, point, shares)
+            models.costs.learn(-1 - index, ORIGINAL, point, shares, hurried=True)
         for key, result in sorted(results.by_number.items()):
             if self._parts.refit or key == 0:
                 models.learn(result)
         for key, screened in self._screened.items():
             if self._parts.refit and key < number and key not in unknown:
-                models.costs.learn(key, *screened)
+                models.costs.learn(key, *screened, hurried=True)
         return models
 
     @property
@@ -440,18 +456,11 @@ class Guided(SearchStrategy):
 
     @property
     def _is_late(self) -> bool:
-        """True once what is left belongs to what was trained before."""
+        """True once what is left belongs to what was trained before, if weights are inherited at all."""
         budget_s, trials = self._problem.budget_s, self._problem.trials
-        out_of_time = budget_s is not None and self._elapsed_s > FINAL_SHARE * budget_s
-        return out_of_time or (trials is not None and self._next > FINAL_SHARE * trials + 1)
-
-    def _plan(self, answers: Mapping[str, Scalar]) -> Plan:
-        """The plan of some answers, with the neutral one for all other knobs."""
-
-        def suggest(name: str, knob: Knob) -> Scalar:
-            return answers.get(name, ORIGINAL if name == "architecture" else neutral(knob))
-
-        return self._problem.plan(suggest)
+        late = budget_s is not None and self._elapsed_s > FINAL_SHARE * budget_s
+        late |= trials is not None and self._next >= FINAL_SHARE * trials + 1
+        return late and self._parts.inheritance
 
     def _seed_of(self, what: str, number: int) -> int:
         text = f"{self._problem.seed}/{what}/{number}".encode()

@@ -19,7 +19,7 @@ from experiments.training import CroppedImages, data_file, normalized, print_acc
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VALIDATION, CALIBRATION = 2000, 256
-BLENDED, PARTNERS = 0.4, (7, 501, 1203)
+BLENDED, PARTNERS = 0.4, (7, 211, 501, 1203, 1607)
 """Share of another image in validation images, and how many places further on the others are taken from."""
 
 

@@ -9,7 +9,6 @@ import argparse
 import importlib
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from autocompress.record import Record, Trial
 from autocompress.serialization import to_json, write_atomically
 from autocompress.task import Task
 from experiments.methods.settings import SETTINGS, Setting, plan_of
+from experiments.provenance import commit
 from experiments.training import cache_folder
 
 RECORDS = Path(__file__).parent / "records"
@@ -116,7 +116,7 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> Cell:
         bench.profile.name,
         f"{platform.node()} {platform.machine()} {bench.profile.cpu}".strip(),
         {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
-        _commit(),
+        commit(),
     )
 
 
@@ -157,14 +157,6 @@ def _cells(options: argparse.Namespace) -> Iterator[tuple[str, int]]:
 
 def _is_short(options: argparse.Namespace) -> bool:
     return options.epochs is not None or options.limit is not None
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        root = Path(__file__).resolve().parents[2]
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
 
 
 def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

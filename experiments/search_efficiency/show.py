@@ -19,8 +19,8 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
 from autocompress.data import Array
-from autocompress.front import hypervolume
 from experiments.search_efficiency.contenders import CONTENDERS
+from experiments.volumes import volumes
 
 HERE = Path(__file__).parent
 REFERENCES = (0.02, 0.10)
@@ -52,21 +52,22 @@ def read(folder: Path, name: str) -> list[list[dict[str, Any]]]:
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
 
 
-def volumes(trials: Sequence[Mapping[str, Any]], baseline: Mapping[str, float], reference: float) -> Array:
+def volumes_of(trials: Sequence[Mapping[str, Any]], baseline: Mapping[str, float], reference: float) -> Array:
     """Hypervolume after each trial: accuracy from the baseline down to the reference, latency and size up to its own.
 
     A gain of accuracy counts no more than the baseline's.
     """
-    front: list[tuple[float, ...]] = []
-    found = []
-    for trial in trials:
-        if trial["status"] == "complete":
-            loss = max(0.0, (baseline["accuracy"] - trial["accuracy"]) / reference)
-            point = loss, trial["latency_ratio"], trial["size_bytes"] / baseline["size_bytes"]
-            if not any(all(x <= y for x, y in zip(other, point, strict=True)) for other in front):
-                front = [o for o in front if not all(x <= y for x, y in zip(point, o, strict=True))] + [point]
-        found.append(hypervolume(front, (1.0, 1.0, 1.0)))
-    return np.array(found)
+    points = [
+        (
+            max(0.0, (baseline["accuracy"] - trial["accuracy"]) / reference),
+            trial["latency_ratio"],
+            trial["size_bytes"] / baseline["size_bytes"],
+        )
+        if trial["status"] == "complete"
+        else None
+        for trial in trials
+    ]
+    return np.array(volumes(points))
 
 
 def table(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str, float], reference: float) -> str:
@@ -78,7 +79,7 @@ def table(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str,
         "|---|--:|" + "--:|" * (len(MARKS) + 1),
     ]
     for name, seeds in runs.items():
-        curves = [volumes(trials, baseline, reference) for trials in seeds]
+        curves = [volumes_of(trials, baseline, reference) for trials in seeds]
         cells = []
         for mark in MARKS:
             values = [curve[mark - 1] for curve in curves if len(curve) >= mark]
@@ -94,7 +95,7 @@ def draw(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str, 
     figure, axes = plt.subplots(1, len(REFERENCES), figsize=(13, 5), layout="constrained")
     for axis, reference in zip(axes, REFERENCES, strict=True):
         for name, seeds in runs.items():
-            curves = [volumes(trials, baseline, reference) for trials in seeds]
+            curves = [volumes_of(trials, baseline, reference) for trials in seeds]
             length = min(map(len, curves))
             stacked = np.array([curve[:length] for curve in curves])
             steps = np.arange(1, length + 1)

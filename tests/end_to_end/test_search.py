@@ -178,10 +178,10 @@ FLAGS = (
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """`run.json` without what says when and where."""
+    """`run.json` without what says when, where and how fast."""
     config: dict[str, Any] = json.loads((folder / "run" / "run.json").read_text())
     config["task_reference"] = str(Path(config["task_reference"]).relative_to(folder))
-    del config["created"]
+    del config["created"], config["epoch_s"]
     return config
 
 

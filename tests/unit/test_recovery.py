@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autocompress.data import Batch
 from autocompress.errors import InfeasiblePlan, InvalidInput, RecoveryFailed
 from autocompress.formats.parity import torch_predictor
 from autocompress.graph.constraints import Constraint, constrain
@@ -121,6 +123,41 @@ def test_a_loader_is_taught_batch_by_batch_and_pairs_stay_together() -> None:
     assert lessons.steps == 3
     for lesson in lessons.epoch(0):
         np.testing.assert_allclose(lesson.taught, lessons._ask(lesson.inputs))
+
+
+def test_a_batch_that_comes_again_is_answered_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, classes = make_images(64, 4)
+    asked = []
+
+    class Counting(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            asked.append(len(image))
+            return image.flatten(1)[:, :4]
+
+    class Shifted:
+        """Data that are drawn anew for each seed, and the same for the same."""
+
+        def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
+            moved = images + np.float32(seed or 0)
+            for start in range(0, 64, size):
+                yield Batch((moved[start : start + size],), classes[start : start + size])
+
+        def fingerprint(self) -> str:
+            return "shifted"
+
+    other = Task(name="loader", model=task.model, train=Shifted(), validation=(images, classes), batch_size=32)
+    lessons = Lessons(other, Counting())
+    first, again, later = (list(lessons.epoch(seed)) for seed in (1, 1, 2))
+    assert sum(asked) == 128, "twice the same, and once more"
+    for one, other_one in zip(first, again, strict=True):
+        assert torch.equal(one.taught, other_one.taught)  # type: ignore[arg-type]
+    assert not torch.equal(first[0].taught, later[0].taught)  # type: ignore[arg-type]
+    monkeypatch.setattr("autocompress.recovery.lessons.MOST_REMEMBERED_BYTES", 0)
+    forgetful = Lessons(other, Counting())
+    asked.clear()
+    for _ in range(2):
+        list(forgetful.epoch(1))
+    assert sum(asked) == 128, "without memory every batch is asked for"
 
 
 def test_regression_is_recovered_by_squared_error() -> None:

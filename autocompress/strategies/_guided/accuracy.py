@@ -33,6 +33,7 @@ REFITTED = 8
 
 LENGTHS = (1.0, 2.0, 4.0)
 AMPLITUDES = (0.1, 0.2, 0.4, 0.8)
+"""What is tried for how far points are alike, and for how much the logarithm of a loss may deviate from the mean."""
 
 Shape = tuple[float, float, float]
 """Length, amplitude and noise of a process."""
@@ -68,9 +69,10 @@ class Features:
     Args:
         hurt: Divergence by group of changes: each method's that training repairs, each method's that it does not.
         taken: Share of the model that each method takes of it, by changes that training repairs.
-        units: Training.
+        units: Training, in `STEPS_OF_UNIT` steps.
         student: Multiply-adds as a share of the original's for students, 0 for the original.
-        region: What points are near one another in.
+        region: Coordinates in which points that are near one another lose alike: what each method and each part of the
+            network has of all that hurts, and the training.
         changes: Share of each change in all that hurts (points, changes of all architectures).
         architecture: Number of the architecture.
     """
@@ -82,9 +84,6 @@ class Features:
     region: Array
     changes: Array
     architecture: Array
-
-    def __getitem__(self, rows: Array) -> Features:
-        return Features(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 class AccuracyModel:
@@ -221,7 +220,10 @@ SETTLED = 5
 """Steps of Gauss and Newton after which what is learned does not move any more."""
 
 LARGEST_STEP = 1.0
+"""How far one of these steps moves a logarithm at most."""
+
 NUDGE = 1e-4
+"""By how much a logarithm is moved to see how the mean changes with it."""
 
 
 def _doubts(groups: int) -> Array:
@@ -240,7 +242,7 @@ def _losses(rows: Features, learned: Array) -> tuple[Array, Array]:
     """Points that are lost by changes, and by being a student that has learned from nothing.
 
     Args:
-        rows: What of.
+        rows: The points.
         learned: Logarithms of factors on scales by group, on what lasts by method, and on what all have in common.
     """
     groups = rows.hurt.shape[1]
@@ -263,11 +265,11 @@ def _losses(rows: Features, learned: Array) -> tuple[Array, Array]:
 
 def _slopes(rows: Features, learned: Array, doubts: Array) -> Array:
     """How the mean changes with what is learned, in standard deviations of it (rows, learned)."""
-    columns = []
+    columns, mean = [], _mean(rows, learned)
     for index, doubt in enumerate(doubts):
         nudged = learned.copy()
         nudged[index] += NUDGE
-        columns.append((_mean(rows, nudged) - _mean(rows, learned)) / NUDGE * doubt)
+        columns.append((_mean(rows, nudged) - mean) / NUDGE * doubt)
     return np.column_stack(columns)
 
 
@@ -347,11 +349,11 @@ def _owners(landscape: Landscape, methods: list[str]) -> tuple[Array, Array]:
 
 
 def _taken(landscape: Landscape) -> Array:
-    """What each change alone takes: the mean of the shares of the multiply-adds and of the weights (changes,)."""
-    points = np.zeros((len(landscape.changes) + 1, len(landscape.sites)), np.int64)
-    for change, (site, option) in enumerate(landscape.changes):
-        points[change + 1, site] = option
-    work = landscape.work(points)
+    """What each change alone takes: the mean of the shares of the multiply-adds and of the weights (changes,).
+
+    Weights count by their bits up to `WHOLE_BITS`, so that 4 bits take half of a weight and 8 bits nothing.
+    """
+    work = landscape.work(np.vstack([landscape.neutral(), landscape.single_changes]))
     macs = work.macs.sum(axis=1)
     held = np.minimum(work.weights, 8 * work.stored_bytes / WHOLE_BITS).sum(axis=1)
     shares: Array = 1 - 0.5 * (macs / max(macs[0], 1) + held / max(held[0], 1))
@@ -362,6 +364,6 @@ def _most_telling(values: Array) -> Array:
     """The rows to fit to: those that lost least, and the latest."""
     if len(values) <= MOST_ROWS:
         return np.arange(len(values))
-    latest = np.arange(len(values) - MOST_ROWS // 3, len(values))
-    best = np.argsort(values, kind="stable")[: MOST_ROWS - len(latest)]
-    return np.unique(np.concatenate([best, latest]))
+    before = len(values) - MOST_ROWS // 3
+    best = np.argsort(values[:before], kind="stable")[: MOST_ROWS - MOST_ROWS // 3]
+    return np.concatenate([np.sort(best), np.arange(before, len(values))])

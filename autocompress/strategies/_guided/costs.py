@@ -19,6 +19,9 @@ FLOAT_BYTES = 4
 NOISE = {"latency_ms": 0.02, "size_bytes": 0.005, "peak_memory_bytes": 0.05}
 """Relative error of one measurement, and of what the features can say."""
 
+HURRIED_NOISE = 0.05
+"""The same of a latency that was measured in a hurry."""
+
 UNTOLD = 0.1
 """Standard deviation of what a change may do to a cost whose method does not say what it leaves."""
 
@@ -34,6 +37,7 @@ OTHER_SPEED = 0.4
 class _Row:
     features: Mapping[str, Array]
     values: Mapping[str, float]
+    noise: Mapping[str, float]
 
 
 class CostModel:
@@ -74,7 +78,9 @@ class CostModel:
         self._rows: dict[int, _Row] = {}
         self._fits: dict[str, Fit] = {}
 
-    def learn(self, number: int, architecture: str, point: Array, values: Mapping[str, float]) -> None:
+    def learn(
+        self, number: int, architecture: str, point: Array, values: Mapping[str, float], *, hurried: bool = False
+    ) -> None:
         """Take in what was measured of a point.
 
         Args:
@@ -82,9 +88,11 @@ class CostModel:
             architecture: Its architecture.
             point: Options (sites,).
             values: Costs as shares of the baseline's; those missing are not learned from.
+            hurried: True for a latency that was measured just well enough to see whether a model is worth training.
         """
         features = self._features(architecture, point[None])
-        self._rows[number] = _Row({name: rows[0] for name, rows in features.items()}, values)
+        noise = NOISE | ({"latency_ms": HURRIED_NOISE} if hurried else {})
+        self._rows[number] = _Row({name: rows[0] for name, rows in features.items()}, values, noise)
         trials = [key for key in self._rows if key > 0]
         if len(trials) > MOST_ROWS:
             del self._rows[min(trials)]
@@ -107,7 +115,8 @@ class CostModel:
             deviation = np.concatenate([doubt, np.full(len(self._untold), UNTOLD)])
             features = np.array([row.features[name] for row in rows]).reshape(len(rows), len(mean))
             values = np.array([row.values[name] for row in rows])
-            self._fits[name] = fit(features, values, NOISE[name] * np.abs(values) + 1e-4, mean, deviation)
+            noise = np.array([row.noise[name] for row in rows])
+            self._fits[name] = fit(features, values, noise * np.abs(values) + 1e-4, mean, deviation)
         return self._fits[name]
 
     # -- features ------------------------------------------------------------------------------------------------

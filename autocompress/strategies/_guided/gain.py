@@ -7,7 +7,8 @@ import numpy as np
 from autocompress.data import Array
 
 MOST_LINES = {1: 4096, 2: 512, 3: 64, 4: 20}
-"""Lines of the grid along each axis at most, by the number of axes; up to so many different costs it is exact."""
+"""Lines of the grid along each axis at most, those at 0 and 1 among them, by the number of axes; it is exact as long as
+there is one for each cost."""
 
 
 class Gain:
@@ -16,11 +17,11 @@ class Gain:
     The lines of the grid go through the points of the front, so that each cell is covered wholly or not at all.
 
     Args:
-        front: Costs of its points, each in [0, 1] by axis, 1 the reference (points, axes).
-        axes: Number of axes, 1 to 4.
+        front: Costs of its points, each in [0, 1] by axis, 1 the reference (points, axes), 1 to 4 axes.
     """
 
-    def __init__(self, front: Array, axes: int) -> None:
+    def __init__(self, front: Array) -> None:
+        axes = front.shape[1]
         self._lines = [_lines(front[:, axis], MOST_LINES[axes]) for axis in range(axes)]
         volume = np.where(_corners(front, self._lines) > 0, 0.0, 1.0)
         for axis, lines in enumerate(self._lines):

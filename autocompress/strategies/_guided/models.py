@@ -18,9 +18,10 @@ FIXED_S = 5.0
 """Seconds of a trial beside its training, before one has ended."""
 
 SHORTEST_S = 0.01
+"""Seconds that a trial takes at least, so that none is free."""
 
-TEACHER = 0.35
-"""Share of the time of an epoch that does not shrink with the model."""
+UNSHRINKING = 0.2
+"""Share of the time of an epoch that does not shrink with the model: loading data, the teacher."""
 
 HELD_PACE = 1.5
 """How much longer an epoch takes with values held, before any trial has shown it."""
@@ -85,7 +86,7 @@ class Models:
 
     def _relative_epoch(self, architecture: str, points: Array) -> Array:
         macs = self._landscapes[architecture].work(points).macs.sum(axis=1)
-        share: Array = TEACHER + (1 - TEACHER) * macs / max(1, sum(self._landscapes[ORIGINAL].macs))
+        share: Array = UNSHRINKING + (1 - UNSHRINKING) * macs / max(1, sum(self._landscapes[ORIGINAL].macs))
         return share
 
     def price(

@@ -24,10 +24,7 @@ LATEST_RESULTS = 200
 
 def savings(landscape: Landscape) -> Array:
     """What each change alone saves of the multiply-adds and of the bytes, summed as shares (changes,)."""
-    points = np.zeros((len(landscape.changes) + 1, len(landscape.sites)), np.int64)
-    for change, (site, option) in enumerate(landscape.changes):
-        points[change + 1, site] = option
-    work = landscape.work(points)
+    work = landscape.work(np.vstack([landscape.neutral(), landscape.single_changes]))
     slow = work.macs * np.where(work.precision > 0, 0.5, 1.0)
     macs, stored = slow.sum(axis=1), work.stored_bytes.sum(axis=1)
     saved: Array = (1 - macs / max(macs[0], 1))[1:] + (1 - stored / max(stored[0], 1))[1:]

@@ -13,11 +13,14 @@ from autocompress.plan import ORIGINAL
 from autocompress.probe import Probe, Sensitivity
 from autocompress.strategies._base import Problem
 from autocompress.strategies._guided.damage import Key, damages, key_of
+from autocompress.strategies._guided.plans import PlanOf
 from autocompress.strategies._guided.policies import savings
-from autocompress.strategies._guided.training import PlanOf
 
 TABLE_SHARE = 0.15
 """Share of the budget that looking at single changes may take."""
+
+HARMFUL = 3.0
+"""The divergence that a change is taken to cause which could not be made, or whose outputs are not finite."""
 
 LOOKS_FOR_A_TRIAL = 3
 """Entries of the table for each trial that is allowed, at most."""
@@ -63,21 +66,17 @@ class Table:
         """Divergence of each change, by architecture."""
         if self._damages is None:
             known: dict[Key, float] = {
-                key_of(self._landscape, self._probes[digest][1]): entry.divergence for digest, entry in self._seen()
+                key_of(self._landscape, self._probes[digest][1]): HARMFUL if entry.reason else entry.divergence
+                for digest, entry in sorted(self._entries.items())
             }
             self._damages = {name: damages(landscape, known) for name, landscape in self._problem.landscapes.items()}
         return self._damages
 
     def points(self) -> Iterator[tuple[Array, Sensitivity]]:
         """The points of all changes that were seen, in an order that does not depend on when (sites,)."""
-        for digest, entry in self._seen():
-            site, option = self._landscape.changes[self._probes[digest][1]]
-            point = self._landscape.neutral()
-            point[site] = option
-            yield point, entry
-
-    def _seen(self) -> list[tuple[str, Sensitivity]]:
-        return [(digest, entry) for digest, entry in sorted(self._entries.items()) if not entry.reason]
+        for digest, entry in sorted(self._entries.items()):
+            if not entry.reason:
+                yield self._landscape.single_changes[self._probes[digest][1]], entry
 
     def _may_look(self) -> bool:
         if self._problem.trials is not None and len(self._entries) >= LOOKS_FOR_A_TRIAL * self._problem.trials:

@@ -9,9 +9,10 @@ import numpy as np
 
 from autocompress.data import Array
 from autocompress.landscape import Landscape
-from autocompress.plan import ORIGINAL, Plan, Scalar, split_epochs
+from autocompress.plan import ORIGINAL, split_epochs
 from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.gain import exclusive_volumes
+from autocompress.strategies._guided.plans import PlanOf
 from autocompress.strategies._guided.relatives import Relative, is_held, nearest
 from autocompress.strategies._guided.results import Result, Results
 
@@ -19,15 +20,13 @@ ETA = 4
 """Factor from one rung of training to the next; one of so many models of a rung goes on."""
 
 RUNGS = 3
+"""Rungs from the first training of a model to all that it is given, where an epoch is short enough."""
 
 WORTHWHILE_S = 3.0
 """Seconds of training on the first rung at least: what a trial takes beside it."""
 
-MOST_RANKED = 60
-"""Models of a rung that are compared, the latest ones."""
-
-PlanOf = Callable[[Mapping[str, Scalar]], Plan]
-"""The plan of some answers, with the neutral one for all other knobs."""
+MOST_STARTS = 5
+"""Plans that the plan of a new point starts from, one after another: whoever replays it has to train them all."""
 
 AxesOf = Callable[[Result], Array]
 """The costs of a result by objective, each in [0, 1] for what is worth anything (objectives,)."""
@@ -55,7 +54,7 @@ class Training:
 
     def begins_with(self, results: Results) -> list[Result]:
         """Models whose weights others may start from."""
-        return results.trained() if self._inherits else []
+        return results.trained if self._inherits else []
 
     def free_epochs(self, architecture: str, point: Array, epochs: int) -> int:
         """Epochs of a recovery whose weights others may start from."""
@@ -87,7 +86,7 @@ class Training:
         relatives = [
             Relative(result.number, result.point, result.free)
             for result in self.begins_with(results)
-            if result.architecture == name and result.free
+            if result.architecture == name and result.free and result.starts < MOST_STARTS
         ]
         trains = self.epochs_needed(name, points) > 0
         starts, before = nearest(landscape, points, relatives, damage)
@@ -95,7 +94,7 @@ class Training:
         held = is_held(landscape, points)
         done = np.array(
             [
-                start > 0 and np.array_equal(results.by_number[start].point[landscape.early], point[landscape.early])
+                start > 0 and self._is_alike(name, results.by_number[start].point, point)
                 for start, point in zip(starts.tolist(), points, strict=True)
             ],
             np.bool_,
@@ -113,40 +112,65 @@ class Training:
 
         Args:
             results: All of them.
-            axes_of: What a result is worth.
+            axes_of: By what models of a rung are compared.
             longest: True to train beyond what a model is given in full.
-            everyone: True for more training of all models of a rung.
+            everyone: True for more training of all models whose weights are kept.
         """
-        by_rung: dict[int, list[Result]] = {}
-        trained = {result.number for result in self.begins_with(results)}
-        heirs = {result.number for result in results.front if result.start in trained}
-        for number in sorted(trained | heirs):
+        by_rung: dict[int, dict[int, Candidates]] = {}
+        known = {result.number for result in self.begins_with(results)}
+        heirs = {result.number for result in results.front if result.start in known}
+        for number in sorted(known | heirs):
             result = results.by_number[number]
-            by_rung.setdefault(result.rung, []).append(result)
+            more = self._promotion(result, results, longest=longest)
+            if more is not None:
+                by_rung.setdefault(self._rung(result), {})[number] = more
         for _, rung in sorted(by_rung.items()):
-            latest = rung[-MOST_RANKED:]
-            count = len(latest) if everyone else math.ceil(len(latest) / ETA)
-            for result in _best_of(latest, count, results, axes_of):
-                yield from self._promotion(result, results, longest=longest)
+            count = len(rung) if everyone else math.ceil(len(rung) / ETA)
+            for result in _ranked([results.by_number[number] for number in rung], results, axes_of)[:count]:
+                yield rung[result.number]
 
-    def _promotion(self, result: Result, results: Results, *, longest: bool) -> Iterator[Candidates]:
-        """More training of a model, or of the one whose weights it has."""
+    def _promotion(self, result: Result, results: Results, *, longest: bool) -> Candidates | None:
+        """More training of a model, from the weights of the longest training of its kind; None if it had all there is.
+
+        Values alone that are held to what a plan says go on where they are.
+        """
         full = self.full[result.architecture]
-        begins = result if result.is_trained else results.by_number[result.start]
-        most = full * (ETA if longest else 1)
-        total = min(ETA * math.ceil(result.epochs), most)
-        own = total - math.floor(begins.free)
-        if total > result.epochs and own > 0:
-            yield Candidates(
-                result.architecture,
-                result.point[None],
-                ["promotion"],
-                np.array([begins.number if begins.free else 0]),
-                np.array([result.number]),
-                np.array([begins.free]),
-                np.array([own]),
-                np.array([max(begins.free + own, float(full))]),
-            )
+        total = min(ETA * math.ceil(result.epochs), full * (ETA if longest else 1))
+        if total <= result.epochs:
+            return None
+        begins, before = result, result.epochs
+        if result.free or not result.is_trained:
+            alike = [
+                other
+                for other in self.begins_with(results)
+                if other.architecture == result.architecture
+                and self._is_alike(result.architecture, other.point, result.point)
+            ]
+            begins = max(alike, key=lambda other: (other.free, -other.number))
+            before = begins.free
+        own = max(0, total - math.floor(before))
+        if not own and bool(is_held(self._landscapes[result.architecture], result.point[None])[0]):
+            own = 1
+        return Candidates(
+            result.architecture,
+            result.point[None],
+            ["promotion"],
+            np.array([begins.number]),
+            np.array([result.number]),
+            np.array([before]),
+            np.array([own]),
+            np.array([max(before + own, float(full))]),
+        )
+
+    def _is_alike(self, architecture: str, one: Array, other: Array) -> bool:
+        """True if two points have the same trained weights but for restricted values."""
+        early = self._landscapes[architecture].early
+        return bool(np.array_equal(one[early], other[early]))
+
+    def _rung(self, result: Result) -> int:
+        """The rung that the training of a model has reached, from 0."""
+        first = self._first_epochs(result.architecture)
+        return math.floor(math.log(max(1.0, result.epochs / max(1, first)), ETA) + 1e-9)
 
     def _first_epochs(self, architecture: str) -> int:
         """Epochs of a model on the first rung."""
@@ -165,16 +189,14 @@ def _full_epochs(landscape: Landscape, plan_of: PlanOf) -> int:
     return 0
 
 
-def _best_of(some: Sequence[Result], count: int, results: Results, axes_of: AxesOf) -> list[Result]:
-    """Some results by non-domination rank, within the last rank by what each adds to the volume of the others."""
+def _ranked(some: Sequence[Result], results: Results, axes_of: AxesOf) -> list[Result]:
+    """Results by non-domination rank, within a rank by what each adds to the volume of the others."""
     left = list(some)
     ranked: list[Result] = []
-    while left and len(ranked) < count:
+    while left:
         best = results.front_of(left)
-        if len(ranked) + len(best) > count:
-            adds = exclusive_volumes(np.array([axes_of(result) for result in best]))
-            best = [best[row] for row in np.argsort(-adds, kind="stable")]
-        ranked += best
+        adds = exclusive_volumes(np.array([axes_of(result) for result in best]))
+        ranked += [best[row] for row in np.argsort(-adds, kind="stable")]
         chosen = {result.number for result in best}
         left = [result for result in left if result.number not in chosen]
-    return ranked[:count]
+    return ranked

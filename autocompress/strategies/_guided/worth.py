@@ -19,9 +19,6 @@ from autocompress.strategies._guided.yardstick import Yardstick
 QUANTILES = np.array([-1.64, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04, 1.64])
 """Standard normal numbers that stand for a tenth of all each."""
 
-LEAST_GAIN = 5e-4
-"""Gain of hypervolume below which a model is not told from its neighbors."""
-
 NEXT_TO_NOTHING = 1e-9
 """What decides where no candidate promises anything: how likely it obeys the constraints, and its time."""
 
@@ -39,7 +36,7 @@ def gained(yardstick: Yardstick, models: Models, front: Collection[Result], at_w
         best = min(float(yardstick.weighted(loss, shares)[0]) for loss, shares in places)
         return lambda loss, shares: np.maximum(0.0, best - yardstick.weighted(loss, shares))
     found = np.vstack([yardstick.axes(loss, shares) for loss, shares in places])
-    gain = Gain(found, found.shape[1])
+    gain = Gain(found)
     return lambda loss, shares: gain.of(yardstick.axes(loss, shares))
 
 
@@ -64,7 +61,7 @@ def _expected(models: Models, at_work: Collection[AtWork]) -> Iterator[tuple[Arr
 
 
 def worth(yardstick: Yardstick, models: Models, gain: Gained, candidates: Candidates) -> Array:
-    """Expected gain, once trained in full, for each second until then (points,)."""
+    """Expected gain at the epochs by which candidates are judged, for each second until then (points,)."""
     name, points = candidates.architecture, candidates.points
     mean, deviation = models.accuracy.predict(name, points, candidates.total)
     costs = models.costs.predict(name, points)
@@ -75,9 +72,9 @@ def worth(yardstick: Yardstick, models: Models, gain: Gained, candidates: Candid
         likely = yardstick.allowed(loss, costs)
         total += gain(loss, shares) * likely / len(QUANTILES)
         allowed += likely / len(QUANTILES)
-    total[total < LEAST_GAIN] = 0.0
+    counted = np.where(total < yardstick.least_gain, 0.0, total)
     missing = np.maximum(candidates.total - candidates.before, candidates.own)
     rungs = 1 + np.log(np.maximum(missing / np.maximum(candidates.own, 1), 1)) / math.log(ETA)
     seconds = rungs * models.fixed_s + missing * models.epoch_s(name, points)
-    found: Array = (total + NEXT_TO_NOTHING * (allowed + total)) / seconds
+    found: Array = (counted + NEXT_TO_NOTHING * (allowed + total)) / seconds
     return found

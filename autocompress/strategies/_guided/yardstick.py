@@ -16,6 +16,12 @@ WORTH_SCALE, WORTH_POWER = 2.0, 1.5
 """Points of loss at which a model is worth a third of one that loses nothing, and how the worth falls around them:
 slowly at first, where scores can't be told apart, and to next to nothing at seven points."""
 
+LEAST_TOLERANCE = 0.1
+"""Points of loss that the axis of the metric spans at least, where constraints allow none."""
+
+LEAST_GAIN = 5e-4
+"""Gain of hypervolume below which a model is not told from its neighbors."""
+
 Cost = tuple[Array, Array]
 """Expected values and standard deviations."""
 
@@ -56,23 +62,31 @@ class Yardstick:
         return np.column_stack(columns)
 
     def _worth_lost(self, loss: Array) -> Array:
-        lost: Array = loss / self._most_loss if self._most_loss else 1 - np.exp(-((loss / WORTH_SCALE) ** WORTH_POWER))
+        if self._most_loss is not None:
+            within: Array = loss / max(self._most_loss, LEAST_TOLERANCE)
+            return within
+        lost: Array = 1 - np.exp(-((loss / WORTH_SCALE) ** WORTH_POWER))
         return lost
 
     @cached_property
-    def _most_loss(self) -> float:
-        """Points that the constraints let a model lose; 0 if they do not say."""
+    def _most_loss(self) -> float | None:
+        """Points that the constraints let a model lose; None if they do not say."""
         metric = self._problem.the_metric
         worse = ">=" if metric.direction == "maximize" else "<="
         bounds = [
             c.bound(self._baseline) for c in self._problem.constraints if (c.name, c.operator) == (metric.name, worse)
         ]
-        return max(0.0, min((self.loss(bound) for bound in bounds), default=0.0))
+        return max(0.0, min(self.loss(bound) for bound in bounds)) if bounds else None
 
     @property
     def is_weighted(self) -> bool:
         """True if one model is wanted, by the weights of the objectives."""
         return all(objective.weight for objective in self._problem.objectives)
+
+    @property
+    def least_gain(self) -> float:
+        """Gain below which a model is not told from its neighbors; nothing is too little where one model is wanted."""
+        return 0.0 if self.is_weighted else LEAST_GAIN
 
     def weighted(self, loss: Array, shares: Mapping[str, Array]) -> Array:
         """What points change against the baseline by the weights of the objectives; less is better (points,)."""
@@ -93,5 +107,6 @@ class Yardstick:
                 below = 1 / (1 + np.exp(-1.7 * np.clip(distance, -20, 20)))  # close to the normal distribution
                 likely *= below if constraint.operator == "<=" else 1 - below
             elif constraint.name == self._problem.the_metric.name:
-                likely *= loss <= self.loss(bound)
+                keeps_up = (constraint.operator == ">=") == (self._problem.the_metric.direction == "maximize")
+                likely *= loss <= self.loss(bound) if keeps_up else loss >= self.loss(bound)
         return likely

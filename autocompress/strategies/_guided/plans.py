@@ -1,0 +1,24 @@
+"""From answers to plans, with nothing else changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from autocompress.plan import ORIGINAL, Plan, Scalar
+from autocompress.space import Knob, neutral
+from autocompress.strategies._base import Problem
+
+PlanOf = Callable[[Mapping[str, Scalar]], Plan]
+"""The plan of some answers, with the neutral one for all other knobs."""
+
+
+def plan_of(problem: Problem) -> PlanOf:
+    """What makes the plans of a problem."""
+
+    def make(answers: Mapping[str, Scalar]) -> Plan:
+        def suggest(name: str, knob: Knob) -> Scalar:
+            return answers.get(name, ORIGINAL if name == "architecture" else neutral(knob))
+
+        return problem.plan(suggest)
+
+    return make
