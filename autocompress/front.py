@@ -30,10 +30,14 @@ def pareto_front(records: Sequence[Record], objectives: Sequence[Objective]) -> 
         Laumanns et al., "Combining convergence and diversity in evolutionary multi-objective optimization", 2002, for
         fronts with a tolerance.
     """
-    surest = sorted(range(len(objectives)), key=lambda column: objectives[column].tolerance)
-    complete = undominated(records, objectives)
+    return told_apart(undominated(records, objectives), objectives)
+
+
+def told_apart(complete: Sequence[Record], objectives: Sequence[Objective]) -> tuple[Record, ...]:
+    """The front of complete records of which none beats another exactly, as `undominated` gives them."""
     if not complete:
         return ()
+    surest = sorted(range(len(objectives)), key=lambda column: objectives[column].tolerance)
     costs = np.array([[objective.cost(record.values) for objective in objectives] for record in complete])
     numbers = np.array([record.number for record in complete])
     order = np.lexsort((numbers, *costs[:, surest[::-1]].T))

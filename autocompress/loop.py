@@ -98,7 +98,7 @@ class TrialTimes:
         fixed_s = 1.1 * max(self._fixed[-8:], default=5.0)
         recovery = trial.plan.recovery
         known = self._scale.get(_kind(trial)) or [scale for scales in self._scale.values() for scale in scales]
-        each_s = self._expected_epoch_s(trial) * max(known[-8:], default=1.5)
+        each_s = self._expected_epoch_s(trial) * max(known[-16:], default=1.5)
         epochs = min(recovery.epochs, math.floor((available_s - fixed_s) / each_s))
         if available_s < fixed_s or (recovery.epochs and epochs < 1):
             return None

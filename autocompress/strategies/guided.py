@@ -339,22 +339,24 @@ class Guided(SearchStrategy):
         gain = gained(self._the_yardstick, models, results.front, ())
         for name in self._worth_solving(results):
             landscape = self._landscapes[name]
-            known = [result.point for result in results.front if result.architecture == name]
-            starts = np.array([landscape.neutral(), *(point for point, _ in found[name]), *known])
+            on_front = [result.point for result in results.front if result.architecture == name]
+            starts = np.array([landscape.neutral(), *(point for point, _ in found[name]), *on_front])
+            known = {result.point.tobytes() for result in results.by_number.values() if result.architecture == name}
             price = models.price(name, objectives, partial(self._training.epochs_needed, name))
             solved = np.unique([*starts, *sweep(landscape, price, starts)], axis=0)
-            value = partial(self._value, name, results, models, gain)
+            value = partial(self._value, name=name, results=results, models=models, gain=gain, known=known)
             best = solved[np.argsort(-value(solved), kind="stable")[:CLIMBS]]
             found[name] += [(point, "solver") for point in (*climb(landscape, value, best), *solved)]
         for name, pairs in found.items():
             if pairs:
                 yield name, np.array([point for point, _ in pairs]), [source for _, source in pairs]
 
-    def _value(self, name: str, results: Results, models: Models, gain: Gained, points: Array) -> Array:
-        """What points promise after some results (points,); nothing if they were tried."""
+    def _value(
+        self, points: Array, *, name: str, results: Results, models: Models, gain: Gained, known: Collection[bytes]
+    ) -> Array:
+        """What points promise after some results (points,); nothing if they are known."""
         sources = ["solver"] * len(points)
         some = self._training.first_rung(name, points, sources, results, self._table.damages[name])
-        known = {result.point.tobytes() for result in results.by_number.values() if result.architecture == name}
         is_new = np.array([point.tobytes() not in known for point in points])
         value: Array = worth(self._the_yardstick, models, gain, some) * is_new
         return value

@@ -19,8 +19,8 @@ from experiments.training import CroppedImages, data_file, normalized, print_acc
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VALIDATION, CALIBRATION = 2000, 256
-BLENDED, PARTNERS = 0.4, (7, 211, 501, 1203, 1607)
-"""Share of another image in validation images, and how many places further on the others are taken from."""
+BLENDS = ((7, 0.35), (211, 0.4), (501, 0.35), (1203, 0.4), (1607, 0.35))
+"""How many places further on the other images in validation images are taken from, and their shares."""
 
 
 def load_images(part: str) -> tuple[Array, Array]:
@@ -39,13 +39,13 @@ def floats(images: Array) -> Array:
 
 
 def blended(images: Array) -> Array:
-    """Each image blended with some others, one at a time, (partners × images, 3, 32, 32).
+    """Each image blended with some others, one at a time, (blends × images, 3, 32, 32).
 
     The weights know the images by heart: a model that learns anew what it lost scores worse on them than the original
     for that alone. Blended with another, losses are close to those on images that the weights have not seen.
     """
     whole = images.astype(np.float32)
-    mixed = [(1 - BLENDED) * whole + BLENDED * np.roll(whole, places, axis=0) for places in PARTNERS]
+    mixed = [(1 - share) * whole + share * np.roll(whole, places, axis=0) for places, share in BLENDS]
     return np.concatenate(mixed).round().astype(np.uint8)
 
 
@@ -67,7 +67,7 @@ def make_task() -> Task:
         model=baseline,
         train=train,
         calibration=(floats(images[:CALIBRATION]), classes[:CALIBRATION]),
-        validation=(floats(blended(images[-VALIDATION:])), np.tile(classes[-VALIDATION:], len(PARTNERS))),
+        validation=(floats(blended(images[-VALIDATION:])), np.tile(classes[-VALIDATION:], len(BLENDS))),
         test=(floats(test_images), test_classes),
         students={"half_width": partial(CifarResNet, width=0.5), "two_blocks": partial(CifarResNet, blocks=2)},
         batch_size=128,

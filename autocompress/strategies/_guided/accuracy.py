@@ -18,7 +18,7 @@ SCALE = 2.0
 SEGMENTS = 4
 """Parts of a network, from input to output, whose changes are taken together where they interact."""
 
-MOST_ROWS = 240
+MOST_ROWS = 200
 """Observations that the process is fitted to: cost grows with their cube."""
 
 NOISES = (0.04, 0.1, 0.2)
@@ -154,12 +154,12 @@ class AccuracyModel:
     def _shape(self) -> Shape:
         """The likeliest length, amplitude and noise, looked at anew once in a while."""
         before = max(self._rows) // REFITTED * REFITTED
-        numbers = sorted(number for number in self._rows if number < before)
         if before not in self._shapes:
-            shape = DEFAULT
+            shape, numbers = DEFAULT, sorted(number for number in self._rows if number < before)
             if len(numbers) > 1:
                 rows, values = self._telling(numbers)
-                found = (_Process(rows, values, one) for one in product(LENGTHS, AMPLITUDES, NOISES))
+                learned = _Process(rows, values, DEFAULT).learned
+                found = (_Process(rows, values, one, learned) for one in product(LENGTHS, AMPLITUDES, NOISES))
                 shape = max(found, key=lambda process: process.evidence).shape
             self._shapes = {before: shape}
         return self._shapes[before]
@@ -216,7 +216,7 @@ gets smaller."""
 DOUBT = {"scale": 0.6, "smallness": 0.6, "power": 0.25, "student": 0.5, "student_power": 0.3, "student_share": 0.3}
 """Standard deviations of the logarithms of what is learned of the mean."""
 
-SETTLED = 5
+SETTLED = 4
 """Steps of Gauss and Newton after which what is learned does not move any more."""
 
 LARGEST_STEP = 1.0
@@ -233,30 +233,29 @@ def _doubts(groups: int) -> Array:
 
 
 def _mean(rows: Features, learned: Array) -> Array:
-    """The losses on the compressed scale."""
+    """The losses on the compressed scale (…, rows)."""
     changed, fresh = _losses(rows, learned)
     return compressed(changed + fresh)
 
 
 def _losses(rows: Features, learned: Array) -> tuple[Array, Array]:
-    """Points that are lost by changes, and by being a student that has learned from nothing.
+    """Points that are lost by changes, and by being a student that has learned from nothing; both (…, rows).
 
     Args:
         rows: The points.
-        learned: Logarithms of factors on scales by group, on what lasts by method, and on what all have in common.
+        learned: Logarithms of factors on scales by group, on what lasts by method, and on what all have in common;
+            (…, learned), for one belief or several at once.
     """
     groups = rows.hurt.shape[1]
     methods = groups // 2
     factors = np.exp(np.clip(learned, -5, 5))
-    scale, smallness = factors[:groups], SMALLNESS * factors[groups : groups + methods]
-    power, student, student_power, student_share = factors[groups + methods :]
-    hurt = rows.hurt * scale
-    total = hurt.sum(axis=1)
+    scale, smallness = factors[..., :groups], SMALLNESS * factors[..., groups : groups + methods]
+    power, student, student_power, student_share = np.moveaxis(factors[..., groups + methods :, None], -2, 0)
+    total = scale @ rows.hurt.T
+    repaired = scale[..., :methods] @ rows.hurt[:, :methods].T
     trained = (1 + FIRST_STEPS * rows.units) ** (-POWER * power)
-    left = np.ones_like(rows.hurt)
-    left[:, :methods] = trained[:, None]
-    loss = LEVEL * np.maximum(total, 1e-9) ** (CURVE - 1) * (hurt * left).sum(axis=1)
-    loss += (1 - trained) * (rows.taken @ smallness) ** SMALLNESS_CURVE
+    loss = LEVEL * np.maximum(total, 1e-9) ** (CURVE - 1) * (total - repaired + repaired * trained)
+    loss = loss + (1 - trained) * (smallness @ rows.taken.T) ** SMALLNESS_CURVE
     is_student = rows.student > 0
     larger = np.where(is_student, rows.student, 1.0) ** (-STUDENT_SHARE * student_share)
     fresh = STUDENT * student * larger * (1 + rows.units) ** (-STUDENT_POWER * student_power)
@@ -265,40 +264,47 @@ def _losses(rows: Features, learned: Array) -> tuple[Array, Array]:
 
 def _slopes(rows: Features, learned: Array, doubts: Array) -> Array:
     """How the mean changes with what is learned, in standard deviations of it (rows, learned)."""
-    columns, mean = [], _mean(rows, learned)
-    for index, doubt in enumerate(doubts):
-        nudged = learned.copy()
-        nudged[index] += NUDGE
-        columns.append((_mean(rows, nudged) - mean) / NUDGE * doubt)
-    return np.column_stack(columns)
+    nudged = _mean(rows, learned + NUDGE * np.vstack([np.zeros(len(learned)), np.eye(len(learned))]))
+    slopes: Array = ((nudged[1:] - nudged[0]) / NUDGE * doubts[:, None]).T
+    return slopes
 
 
 class _Process:
-    """The mean and a Gaussian process around it, fitted to some rows."""
+    """The mean and a Gaussian process around it, fitted to some rows.
 
-    def __init__(self, rows: Features, values: Array, shape: Shape) -> None:
-        self._rows, self.shape = rows, shape
-        self._length, self._amplitude, noise = shape
+    Args:
+        rows, values: What was seen, losses on the compressed scale.
+        shape: Of the process.
+        learned: What is learned of the mean, if that is known already.
+    """
+
+    def __init__(self, rows: Features, values: Array, shape: Shape, learned: Array | None = None) -> None:
+        self._rows, self._values, self.shape = rows, values, shape
+        self._length, self._amplitude, self._noise = shape
         self._doubts = _doubts(rows.hurt.shape[1])
-        self._learned = np.zeros(len(self._doubts))
-        noises = noise**2 * np.eye(len(values))
-        for step in range(SETTLED + 1):
-            self._slopes = _slopes(rows, self._learned, self._doubts)
-            lower = np.linalg.cholesky(self._slopes @ self._slopes.T + self._kernel(rows, rows) + noises)
-            self._whitener = np.linalg.inv(lower)
-            at_first = values - _mean(rows, self._learned) + self._slopes @ (self._learned / self._doubts)
-            whitened = self._whitener @ at_first
-            self._weights = self._whitener.T @ whitened
-            if step < SETTLED:
-                target = (self._slopes.T @ self._weights) * self._doubts
-                self._learned = self._learned + np.clip(target - self._learned, -LARGEST_STEP, LARGEST_STEP)
+        self.learned = np.zeros(len(self._doubts)) if learned is None else learned
+        for _ in range(SETTLED if learned is None else 0):
+            slopes, kernel, at_first = self._linear()
+            target = (slopes.T @ np.linalg.solve(kernel, at_first)) * self._doubts
+            self.learned = self.learned + np.clip(target - self.learned, -LARGEST_STEP, LARGEST_STEP)
+        self._slopes, kernel, at_first = self._linear()
+        lower = np.linalg.cholesky(kernel)
+        self._whitener = np.linalg.inv(lower)
+        whitened = self._whitener @ at_first
+        self._weights = self._whitener.T @ whitened
         self.evidence = -0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum())
+
+    def _linear(self) -> tuple[Array, Array, Array]:
+        """The model made linear in what is to be learned: slopes, covariance of the values, values without the mean."""
+        slopes = _slopes(self._rows, self.learned, self._doubts)
+        kernel = slopes @ slopes.T + self._kernel(self._rows, self._rows) + self._noise**2 * np.eye(len(self._values))
+        return slopes, kernel, self._values - _mean(self._rows, self.learned) + slopes @ (self.learned / self._doubts)
 
     def predict(self, rows: Features) -> tuple[Array, Array]:
         """Means and standard deviations."""
-        near, slopes = self._kernel(rows, self._rows), _slopes(rows, self._learned, self._doubts)
+        near, slopes = self._kernel(rows, self._rows), _slopes(rows, self.learned, self._doubts)
         across = near + slopes @ self._slopes.T
-        mean = _mean(rows, self._learned) + near @ self._weights
+        mean = _mean(rows, self.learned) + near @ self._weights
         own = (slopes**2).sum(axis=1) + ARCHITECTURE * (rows.student > 0)
         all_of_it, by_changes = self._steepness(rows)
         own = own + (all_of_it * self._amplitude) ** 2 + (by_changes * CHANGE) ** 2 * (rows.changes**2).sum(axis=1)
@@ -321,7 +327,7 @@ class _Process:
 
     def _steepness(self, rows: Features) -> tuple[Array, Array]:
         """How the compressed loss changes with the logarithm of all that is lost, and of what changes lose."""
-        changed, fresh = _losses(rows, self._learned)
+        changed, fresh = _losses(rows, self.learned)
         scale = np.hypot(changed + fresh, SCALE)
         return LEAST_STEEPNESS + (changed + fresh) / scale, changed / scale
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from autocompress.data import Array
 
-MOST_LINES = {1: 4096, 2: 512, 3: 64, 4: 20}
+MOST_LINES = {1: 4096, 2: 512, 3: 48, 4: 18}
 """Lines of the grid along each axis at most, those at 0 and 1 among them, by the number of axes; it is exact as long as
 there is one for each cost."""
 

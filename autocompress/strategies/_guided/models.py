@@ -20,7 +20,7 @@ FIXED_S = 5.0
 SHORTEST_S = 0.01
 """Seconds that a trial takes at least, so that none is free."""
 
-UNSHRINKING = 0.2
+UNSHRINKING = 0.1
 """Share of the time of an epoch that does not shrink with the model: loading data, the teacher."""
 
 HELD_PACE = 1.5

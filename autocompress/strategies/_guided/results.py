@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from autocompress.data import Array
-from autocompress.front import feasible, pareto_front, undominated
+from autocompress.front import feasible, pareto_front, told_apart
 from autocompress.objective import Constraint, Objective
 from autocompress.record import Record
 
@@ -64,24 +67,26 @@ class Results:
     def __init__(self, objectives: tuple[Objective, ...], constraints: tuple[Constraint, ...]) -> None:
         self._objectives, self._constraints = objectives, constraints
         self.by_number: dict[int, Result] = {}
-        self._all: tuple[Record, ...] = ()
-        self._allowed: tuple[Record, ...] = ()
+        self._own: list[int] = []
+        self._all, self._allowed = _Undominated(objectives), _Undominated(objectives)
         self._front: list[Result] | None = None
         self._trained: list[Result] | None = None
 
     def add(self, result: Result) -> None:
         """Take in a result; that of the baseline first."""
         self.by_number[result.number] = result
-        self._all = undominated([*self._all, result.record], self._objectives)
+        if result.is_trained:
+            insort(self._own, result.number)
+        self._all.add(result.record)
         if feasible([result.record], self._constraints, self.by_number[0].record.values):
-            self._allowed = undominated([*self._allowed, result.record], self._objectives)
+            self._allowed.add(result.record)
         self._front = self._trained = None
 
     @property
     def front(self) -> list[Result]:
         """The front of all; of those that obey the constraints if there are any."""
         if self._front is None:
-            best = pareto_front(self._allowed or self._all, self._objectives)
+            best = told_apart(self._allowed.records or self._all.records, self._objectives)
             self._front = [self.by_number[record.number] for record in best]
         return self._front
 
@@ -103,7 +108,26 @@ class Results:
     def trained(self) -> list[Result]:
         """Models whose weights are kept: of the front, those that the front began with, and the latest."""
         if self._trained is None:
-            latest = sorted(number for number, result in self.by_number.items() if result.is_trained)[-LATEST:]
             front = [result.number if result.is_trained else result.start for result in self.front]
-            self._trained = [self.by_number[n] for n in sorted({*latest, *front} & self.by_number.keys() - {0})]
+            numbers = {*self._own[-LATEST:], *front} & self.by_number.keys() - {0}
+            self._trained = [self.by_number[number] for number in sorted(numbers)]
         return self._trained
+
+
+class _Undominated:
+    """The records that no other beats exactly, one after another; the same as `front.undominated` of all."""
+
+    def __init__(self, objectives: Sequence[Objective]) -> None:
+        self._objectives = objectives
+        self._costs = np.empty((0, len(objectives)))
+        self.records: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        """Take in a complete record."""
+        costs = np.array([objective.cost(record.values) for objective in self._objectives])
+        equal = (self._costs == costs).all(axis=1)
+        if ((self._costs <= costs).all(axis=1) & ~equal).any():
+            return
+        kept = ~(costs <= self._costs).all(axis=1) | equal
+        self.records = [*(one for one, stays in zip(self.records, kept, strict=True) if stays), record]
+        self._costs = np.vstack([self._costs[kept], costs])
