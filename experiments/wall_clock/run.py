@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wh
 import autocompress
 from autocompress.duration import parse_duration
 from autocompress.point import Point
-from autocompress.record import Confirmation, Record
+from autocompress.record import Record
+from autocompress.report.facts import RunFacts
+from autocompress.report.sections.time_spent import spent_by_stage
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import to_json, write_atomically
 from autocompress.snapshot import Snapshot
@@ -146,11 +148,7 @@ def told(run: Path) -> Search:
     config, heartbeat, (baseline, front) = directory.config, directory.heartbeat, directory.points()
     assert baseline is not None, "the search has ended"
     assert heartbeat is not None, "the search has ended"
-    seconds: dict[str, float] = {}
-    for line in directory.lines():
-        stage = "confirm" if isinstance(line, Confirmation) else "look"
-        for name, spent_s in (line.seconds if isinstance(line, Record) else {stage: line.seconds}).items():
-            seconds[name] = seconds.get(name, 0.0) + spent_s
+    seconds = spent_by_stage(RunFacts.read(directory, run))
     return Search(
         task=config.task,
         metric=config.metric,
