@@ -27,7 +27,7 @@ from autocompress.interrupts import Interrupts
 from autocompress.landscapes import landscape
 from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
 from autocompress.measurement import Measurement
-from autocompress.objective import MEASURED, Constraint, Direction, Objective, make_objectives, parse_constraints
+from autocompress.objective import MEASURED, Constraint, Direction, make_objectives, parse_constraints
 from autocompress.plan import Plan
 from autocompress.planner import planner, policies_left_out, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
@@ -405,7 +405,7 @@ class _Session:
             constraints=config.constraints,
             seed=config.seed,
             journal=self._directory.path / "study.journal",
-            metric=Objective(config.metric, config.direction),
+            metric=config.the_metric,
             is_percentage=config.is_percentage,
             landscapes={
                 name: landscape(config.space, plan, view, config.profile) for name, view in self._survey.models.items()

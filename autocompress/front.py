@@ -48,7 +48,7 @@ def told_apart(complete: Sequence[Record], objectives: Sequence[Objective]) -> t
             beaten = (costs[row] <= costs[kept] + noise.between(kept, row, costs[kept])).all(axis=1)
             kept = [other for other, is_beaten in zip(kept, beaten, strict=True) if not is_beaten]
             kept.append(row)
-    return tuple(sorted((complete[row] for row in kept), key=lambda record: _exact(record, objectives)))
+    return tuple(sorted((complete[row] for row in kept), key=lambda record: exact_order(record, objectives)))
 
 
 def undominated(records: Sequence[Record], objectives: Sequence[Objective]) -> tuple[Record, ...]:
@@ -58,6 +58,19 @@ def undominated(records: Sequence[Record], objectives: Sequence[Objective]) -> t
         return ()
     costs = np.array([[objective.cost(record.values) for objective in objectives] for record in complete])
     return tuple(complete[row] for row in sorted(_not_beaten(costs).tolist()))
+
+
+def exact_order(record: Record, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """By what a front is sorted: the costs, the first objective first, then the number."""
+    return (*(objective.cost(record.values) for objective in objectives), float(record.number))
+
+
+def is_as_cheap(records: Sequence[Record], row: int, objectives: Sequence[Objective]) -> Array:
+    """Whether one record is as good as each of them in all objectives, but for the noise (records,)."""
+    costs = np.array([[objective.cost(record.values) for objective in objectives] for record in records])
+    noise = _Noise(records, objectives).between(list(range(len(records))), row, costs)
+    found: Array = (costs[row] <= costs + noise).all(axis=1)
+    return found
 
 
 class _Noise:
@@ -128,7 +141,3 @@ def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -
         if top > point[-1]:
             total += (top - point[-1]) * hypervolume([p[:-1] for p in ordered[: index + 1]], reference[:-1])
     return total
-
-
-def _exact(record: Record, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    return (*(objective.cost(record.values) for objective in objectives), float(record.number))

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
+from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
 from autocompress.measurement import Measurement
 from autocompress.plan import Plan
-from autocompress.point import current_front, point_name
+from autocompress.point import confirmed, point_name
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Confirmation, Proposal, Record, Trial
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus, is_disk_full
@@ -271,14 +272,16 @@ class SearchLoop:
         return self._config.budget_s is not None and self._time_for_trials() < 0
 
     def _screen(self) -> Screen:
-        front = current_front(self._records, self._confirmations, self._config.objectives, self._config.constraints)
+        final = confirmed(self._records, self._confirmations)
+        baseline = next(record for record in final if record.number == 0)
+        allowed = feasible(final, self._config.constraints, baseline.values)
         return Screen(
             objectives=self._config.objectives,
             constraints=self._config.constraints,
             metric=self._config.metric,
             maximize=self._config.direction == "maximize",
             baseline=self._baseline.values,
-            front=tuple(record.values for record in front),
+            front=tuple(record.values for record in pareto_front(allowed, self._config.objectives)),
         )
 
     def _collect(self) -> None:
@@ -404,9 +407,8 @@ class SearchLoop:
     def _unconfirmed(self) -> tuple[Record, ...]:
         """The models of the front with no confirmation yet, and the baseline."""
         known = {confirmation.number for confirmation in self._confirmations}
-        front = current_front(self._records, self._confirmations, self._config.objectives, self._config.constraints)
-        wanted = {record.number: record for record in (self._baseline, *front)}
-        return tuple(record for number, record in sorted(wanted.items()) if number not in known)
+        wanted = {0, *(point.number for point in self._points[1])} - known
+        return tuple(sorted((record for record in self._records if record.number in wanted), key=_number))
 
     def _confirm_some(self, records: tuple[Record, ...]) -> None:
         """Score and measure some models and write it down.
@@ -497,6 +499,10 @@ def _event(record: Record, config: RunConfig) -> str:
         f"{name}: {config.metric} {score}, latency {record.values['latency_ratio']:.2f}x, "
         f"size {record.values['size_bytes'] / 1024:.1f} KiB, {record.elapsed_s:.1f} s"
     )
+
+
+def _number(record: Record) -> int:
+    return record.number
 
 
 def _kind_of_error(record: Record) -> str:

@@ -11,8 +11,6 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from autocompress.front import feasible, pareto_front
-from autocompress.objective import Constraint, Objective
 from autocompress.plan import ORIGINAL, Plan, Step
 from autocompress.record import Confirmation, Record
 
@@ -43,6 +41,8 @@ class Point:
         size_bytes: Size of the file.
         size_ratio: Size over that of the baseline.
         peak_memory_bytes: Peak memory of a session.
+        confidence: How sure it is that no other model of the front beats it, given how few samples validation data
+            has, in [0, 1]; None for the baseline where it is not on the front.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -58,6 +58,7 @@ class Point:
     size_bytes: int
     size_ratio: float
     peak_memory_bytes: int
+    confidence: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The point as the stable contract of `autocompress show RUN --format json` has it."""
@@ -72,6 +73,7 @@ class Point:
             "size_bytes": self.size_bytes,
             "size_ratio": self.size_ratio,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "confidence": self.confidence,
         }
 
     def values(self) -> dict[str, float]:
@@ -102,22 +104,14 @@ def confirmed(records: Sequence[Record], confirmations: Sequence[Confirmation]) 
     )
 
 
-def current_front(
-    records: Sequence[Record],
-    confirmations: Sequence[Confirmation],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-) -> tuple[Record, ...]:
-    """The front among all records that obey the constraints, by their latest values."""
-    final = confirmed(records, confirmations)
-    baseline = next((record for record in final if record.number == 0), None)
-    if baseline is None:
-        return ()
-    return pareto_front(feasible(final, constraints, baseline.values), objectives)
-
-
 def make_point(
-    record: Record, baseline: Record, confirmations: Sequence[Confirmation], metric: str, directory: Path
+    record: Record,
+    baseline: Record,
+    confirmations: Sequence[Confirmation],
+    metric: str,
+    directory: Path,
+    *,
+    confidence: float | None = None,
 ) -> Point:
     """The point of a record whose values are confirmed already.
 
@@ -127,6 +121,7 @@ def make_point(
         confirmations: All of the run.
         metric: Name of the task's metric.
         directory: Where the file and the plan of the point lie.
+        confidence: How sure it is that the point belongs to the front.
     """
     test = next((c.test for c in reversed(confirmations) if c.number == record.number), {})
     name = point_name(record)
@@ -144,6 +139,7 @@ def make_point(
         size_bytes=int(record.values["size_bytes"]),
         size_ratio=record.values["size_bytes"] / baseline.values["size_bytes"],
         peak_memory_bytes=int(record.values["peak_memory_bytes"]),
+        confidence=confidence,
     )
 
 

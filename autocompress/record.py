@@ -65,6 +65,8 @@ class Record:
         status: "complete" with all values; "screened" if dropped before training; "failed" with a reason.
         reason: Why it was screened or failed, in one line.
         values: The metric on validation data and what was measured; complete trials have them all.
+        fold_scores: The metric on parts of validation data, which says how far the whole may be trusted; empty where
+            the metric can't be taken of parts.
         artifact: The model file, for complete trials.
         measurement: How the latency came about.
         seconds: Wall time by stage.
@@ -81,6 +83,7 @@ class Record:
     values: Mapping[str, float] = field(default_factory=dict)
     artifact: Artifact | None = None
     measurement: Measurement | None = None
+    fold_scores: tuple[float, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     details: Mapping[str, float] = field(default_factory=dict)

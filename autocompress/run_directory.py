@@ -19,10 +19,11 @@ from typing import ClassVar, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
+from autocompress.doubt import likely_front
 from autocompress.errors import InvalidInput, RunDirectoryError, one_line
 from autocompress.front import feasible
 from autocompress.objective import Constraint, Direction, Objective
-from autocompress.point import Point, confirmed, current_front, make_point
+from autocompress.point import Point, confirmed, make_point
 from autocompress.probe import Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Confirmation, Record
@@ -91,6 +92,11 @@ class RunConfig:
     created: str = ""
     epoch_s: float | None = None
     version: int = 1
+
+    @property
+    def the_metric(self) -> Objective:
+        """The metric as something to be better in, whether it is an objective or not."""
+        return Objective(self.metric, self.direction)
 
 
 @dataclass(frozen=True)
@@ -406,16 +412,17 @@ class RunDirectory:
         self, records: Sequence[Record], confirmations: Sequence[Confirmation]
     ) -> tuple[Point | None, tuple[Point, ...]]:
         config = self.config
-        final = {record.number: record for record in confirmed(records, confirmations)}
-        if 0 not in final or final[0].status != "complete":
+        final = confirmed(records, confirmations)
+        baseline = next((record for record in final if record.number == 0 and record.status == "complete"), None)
+        if baseline is None:
             return None, ()
-        front = current_front(records, confirmations, config.objectives, config.constraints)
-        baseline = final[0]
 
-        def point(record: Record) -> Point:
-            return make_point(record, baseline, confirmations, config.metric, self.path / "front")
+        def point(record: Record, confidence: float | None = None) -> Point:
+            folder = self.path / "front"
+            return make_point(record, baseline, confirmations, config.metric, folder, confidence=confidence)
 
-        return point(baseline), tuple(point(record) for record in front)
+        front = likely_front(final, config.objectives, config.constraints, config.the_metric)
+        return point(baseline), tuple(point(one.record, one.confidence) for one in front)
 
     def write_front(
         self, records: Sequence[Record], confirmations: Sequence[Confirmation]

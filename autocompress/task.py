@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 
 from autocompress.data import Array, Split, as_array, as_split, head, spread
-from autocompress.errors import AutocompressError, InvalidInput, UnknownName, did_you_mean
+from autocompress.errors import AutocompressError, InvalidInput, TaskFailed, UnknownName, did_you_mean
 from autocompress.objective import MEASURED, Direction
 from autocompress.plan import Scalar
 from autocompress.serialization import dumps
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Predict = Callable[[tuple[Array, ...]], Array]
 """A model as scored: a tuple of input arrays (samples, …) to one output array (samples, …)."""
+
+FOLDS, LEAST_IN_FOLD = 16, 8
+"""Parts of validation data that are scored by themselves, and the samples that each has to have."""
 
 SplitName = Literal["train", "calibration", "validation", "test"]
 T = TypeVar("T")
@@ -280,12 +283,39 @@ class Task:
             InvalidInput: If the metric is not a finite number.
             TaskFailed: If the user's own metric raises.
         """
-        size = batch_size or len(self.examples[0])
+        return self.evaluate(*self.outputs(predict, split, batch_size=batch_size), split)
+
+    def outputs(
+        self, predict: Predict, split: SplitName = "validation", *, batch_size: int | None = None
+    ) -> tuple[Array, Array]:
+        """What a model says to a split (samples, …), and the targets.
+
+        Args:
+            predict, split, batch_size: As in `score`.
+        """
         outputs, targets = [], []
-        for batch in self.split(split).batches(size):
+        for batch in self.split(split).batches(batch_size or len(self.examples[0])):
             outputs.append(predict(batch.inputs))
             targets.append(batch.targets)
-        return self.evaluate(np.concatenate(outputs), np.concatenate(targets), split)
+        return np.concatenate(outputs), np.concatenate(targets)
+
+    def fold_scores(self, outputs: Array, targets: Array) -> tuple[float, ...]:
+        """The metric on parts of the validation data, each every sixteenth sample; they say how far the whole is exact.
+
+        Args:
+            outputs, targets: Of the whole (samples, …).
+
+        Returns:
+            Nothing where the metric can't be taken of a part, as of one with a class alone.
+        """
+        if len(outputs) < FOLDS * LEAST_IN_FOLD or len(outputs) != len(targets):
+            return ()
+        try:
+            return tuple(
+                self.evaluate(outputs[k::FOLDS], targets[k::FOLDS], "a part of validation") for k in range(FOLDS)
+            )
+        except (InvalidInput, TaskFailed):
+            return ()
 
     def evaluate(self, outputs: Array, targets: Array, split: str) -> float:
         """The metric of outputs (samples, …) against targets.

@@ -118,13 +118,24 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: _Stopwatc
     with clock.stage("parity"):
         details |= _parity(bench, model, plain, graph)
     with clock.stage("score"):
-        score = bench.task.score(onnx_runtime.predictor(path))
+        outputs, targets = bench.task.outputs(onnx_runtime.predictor(path))
+        score = bench.task.evaluate(outputs, targets, "validation")
+        fold_scores = bench.task.fold_scores(outputs, targets)
     with clock.stage("measure"):
         measurement = measure(bench, [Artifact.of(path)], None)[0]
     values = {bench.task.the_metric.name: score, **values_of(measurement, path, screen)}
     artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
     notes = _notes(plan, measurement)
-    return Record(trial, "complete", "", values, artifact, measurement, {}, notes, details)
+    return Record(
+        trial,
+        "complete",
+        values=values,
+        artifact=artifact,
+        measurement=measurement,
+        fold_scores=fold_scores,
+        notes=notes,
+        details=details,
+    )
 
 
 def _screen(bench: Workbench, model: nn.Module, plan: Plan, seed: int, screen: Screen) -> tuple[str, dict[str, float]]:

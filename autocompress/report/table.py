@@ -43,18 +43,22 @@ def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> 
         Column("interval", "95 %", lambda point: format_interval(point.latency_ratio_interval), 5),
         Column("size", "size", lambda point: format_bytes(point.size_bytes), 3),
         Column("size_ratio", "× size", lambda point: f"{point.size_ratio:.2f}", 1),
+        Column("confidence", "sure", lambda point: format_share(point.confidence), 4),
         Column("memory", "memory", lambda point: format_bytes(point.peak_memory_bytes), 6),
     )
-    has_test = any(metric in point.test for point in points)
-    has_memory = any(point.peak_memory_bytes for point in points)
-    return tuple(c for c in columns if (c.key != "test" or has_test) and (c.key != "memory" or has_memory))
+    has = {
+        "test": any(metric in point.test for point in points),
+        "memory": any(point.peak_memory_bytes for point in points),
+        "confidence": any(point.confidence not in (None, 1.0) for point in points),
+    }
+    return tuple(column for column in columns if has.get(column.key, True))
 
 
 def point_row(point: Point) -> dict[str, Any]:
     """All values of a point in full precision, by name."""
     low, high = point.latency_ratio_interval
     whole = {"size_bytes": point.size_bytes, "peak_memory_bytes": point.peak_memory_bytes}
-    interval = {"latency_ratio_low": low, "latency_ratio_high": high}
+    interval = {"latency_ratio_low": low, "latency_ratio_high": high, "confidence": point.confidence}
     return {"name": point.name, **point.values(), **whole, **interval, "file": point.file, "plan": point.plan}
 
 
@@ -67,6 +71,15 @@ def format_metric(value: float | None, is_percentage: bool) -> str:
     if value is None:
         return "–"
     return f"{100 * value:.2f} %" if is_percentage else f"{value:.4g}"
+
+
+def format_share(share: float | None) -> str:
+    """A share in [0, 1] in whole percent.
+
+    >>> format_share(0.626), format_share(None)
+    ('63 %', '–')
+    """
+    return "–" if share is None else f"{100 * share:.0f} %"
 
 
 def format_ms(value: float) -> str:

@@ -20,7 +20,7 @@ from autocompress.strategies._guided.accuracy import restored
 from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.costs import COSTS
 from autocompress.strategies._guided.models import Models
-from autocompress.strategies._guided.plans import plan_of
+from autocompress.strategies._guided.plans import Kind, kinds_of, plan_of
 from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace
 from autocompress.strategies._guided.results import Result, Results
 from autocompress.strategies._guided.solver import climb, everything, mutations, sweep
@@ -106,7 +106,7 @@ class Guided(SearchStrategy):
         self._seen: set[str] = {Plan().digest}
         self._tried: set[tuple[str, bytes]] = {(ORIGINAL, self._landscapes[ORIGINAL].neutral().tobytes())}
         self._promoted: set[int] = set()
-        self._known_methods: set[str] = set()
+        self._known_kinds: set[Kind] = set()
         self._next = 1
         self._elapsed_s = 0.0
         self._at_work: dict[int, AtWork] = {}
@@ -124,19 +124,19 @@ class Guided(SearchStrategy):
     # -- the strategy's face -------------------------------------------------------------------------------------
 
     def ask(self) -> Trial | Probe | None:
-        """An untrained policy, an entry of the table, the first policy of a method, or what promises most."""
+        """An untrained policy, an entry of the table, the first policy of a kind, or what promises most."""
         while self._untrained:
             answers, plan = self._untrained.pop(0)
             point = self._landscapes[plan.architecture].point(answers)
             trial = self._propose(Candidates.untrained(plan.architecture, point, "policy"), 0)
             if trial is not None:
                 return trial
-        return self._table.next() or self._policy_of_new_method() or self._next_trial()
+        return self._table.next() or self._policy_of_new_kind() or self._next_trial()
 
     def tell(self, record: Record) -> None:
         """Learn from a finished trial."""
         self._seen.add(record.plan.digest)
-        self._known_methods |= {step.method for step in record.plan.steps}
+        self._known_kinds |= kinds_of(record.plan)
         self._next = max(self._next, record.number + 1)
         self._elapsed_s = max(self._elapsed_s, record.ended_s)
         self._at_work.pop(record.number, None)
@@ -173,12 +173,12 @@ class Guided(SearchStrategy):
 
     # -- what next -----------------------------------------------------------------------------------------------
 
-    def _policy_of_new_method(self) -> Trial | None:
-        """The first policy with a method that no trial has had yet, since nothing is known of how it recovers."""
+    def _policy_of_new_kind(self) -> Trial | None:
+        """The first policy with a kind of change that no trial has had yet: nothing is known of how it recovers."""
         for answers, plan in () if self._is_late else self._policies:
-            name, methods = plan.architecture, {step.method for step in plan.steps}
-            if name == ORIGINAL and not methods <= self._known_methods:
-                self._known_methods |= methods
+            name, kinds = plan.architecture, kinds_of(plan)
+            if name == ORIGINAL and not kinds <= self._known_kinds:
+                self._known_kinds |= kinds
                 point = self._landscapes[name].point(answers)
                 trial = self._propose(self._first_rung(name, point[None], ["policy"]), 0)
                 if trial is not None:

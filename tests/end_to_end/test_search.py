@@ -42,6 +42,7 @@ POINT = {
     "size_bytes": int,
     "size_ratio": NUMBER,
     "peak_memory_bytes": int,
+    "confidence": (*NUMBER, type(None)),
 }
 RUN = {
     "task": str,

@@ -17,6 +17,7 @@ POINT_KEYS = {"name", "file", "plan", "validation", "test", "latency_ms", "laten
     "size_bytes",
     "size_ratio",
     "peak_memory_bytes",
+    "confidence",
 }
 
 

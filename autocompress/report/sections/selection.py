@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.objective import Objective
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
 
@@ -20,7 +19,7 @@ class Selection(Section):
     name, title, order = "selection", "Validation against test", 25
 
     def html(self, facts: RunFacts) -> str:
-        metric, baseline = Objective(facts.config.metric, facts.direction), facts.baseline
+        metric, baseline = facts.config.the_metric, facts.baseline
         if baseline is None or metric.name not in baseline.test:
             return ""
         tested = [point for point in facts.front if metric.name in point.test and point.number != baseline.number]

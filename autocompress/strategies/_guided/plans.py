@@ -11,6 +11,18 @@ from autocompress.strategies._base import Problem
 PlanOf = Callable[[Mapping[str, Scalar]], Plan]
 """The plan of some answers, with the neutral one for all other knobs."""
 
+Kind = tuple[str, tuple[tuple[str, Scalar], ...]]
+"""A method with all that it is told but ratios, such as quantization to int8 with weights of 4 bits."""
+
+
+def kinds_of(plan: Plan) -> set[Kind]:
+    """The kinds of changes that a plan makes, in whatever layers and by however much."""
+    return {
+        (step.method, tuple(sorted((name, value) for name, value in setting.items() if not isinstance(value, float))))
+        for step in plan.steps
+        for setting in step.settings.values()
+    }
+
 
 def plan_of(problem: Problem) -> PlanOf:
     """What makes the plans of a problem."""

@@ -1,0 +1,171 @@
+"""How sure a front is: scores are those of some samples, and others would have chosen other models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from autocompress.data import Array
+from autocompress.front import exact_order, feasible, is_as_cheap, pareto_front
+from autocompress.objective import Constraint, Objective
+from autocompress.record import Record
+
+DRAWS = 400
+"""Times that scores are drawn anew."""
+
+LEAST_CHANCE = 0.05
+"""Share of draws in which a model has to be missed at least, to be on the front for it."""
+
+SLACK = 0.5
+"""Share of the standard error of a loss by which a model has to be better, to be missed."""
+
+
+@dataclass(frozen=True)
+class Likely:
+    """A model of a front that allows for doubt.
+
+    Args:
+        record: The model.
+        confidence: Share of the draws in which no other of the front beats it, in [0, 1].
+    """
+
+    record: Record
+    confidence: float
+
+
+def likely_front(
+    records: Sequence[Record],
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    metric: Objective,
+) -> tuple[Likely, ...]:
+    """The front of all that obey the constraints, and what it would miss if scores had come out a little differently.
+
+    The best of a hundred scores is lucky as a rule, and what it beats by its luck is better in truth. Scores are drawn
+    anew from those of parts of the validation data, by weights that are the same for all models, so that only
+    differences count. Models that nothing on the front, nor the baseline, reaches in some share of the draws join it,
+    those that are missed most often first, until the front is twice as long.
+
+    Args:
+        records: With the baseline, number 0.
+        objectives: What is better.
+        constraints: What is allowed; a model that does not obey by its own score never joins.
+        metric: The task's, whether it is an objective or not.
+
+    Returns:
+        Best first by the first objective; nothing if there is no baseline.
+
+    References:
+        Chernozhukov et al., "Gaussian approximations and multiplier bootstrap for maxima of sums of high-dimensional
+        random vectors", 2013, for the draws.
+    """
+    baseline = next((record for record in records if record.number == 0), None)
+    if baseline is None:
+        return ()
+    allowed = sorted(feasible(records, constraints, baseline.values), key=lambda one: exact_order(one, objectives))
+    front = pareto_front(allowed, objectives)
+    draws = _Draws(allowed, objectives, constraints, baseline, metric)
+    rows = {record.number: row for row, record in enumerate(allowed)}
+    chosen = draws.completed([rows[record.number] for record in front], at_hand=rows.get(0))
+    likely = [
+        Likely(allowed[row], confidence) for row, confidence in zip(chosen, draws.confidences(chosen), strict=True)
+    ]
+    return tuple(sorted(likely, key=lambda one: exact_order(one.record, objectives)))
+
+
+class _Draws:
+    """Scores of records, drawn anew.
+
+    Args:
+        records: Complete records.
+        objectives, constraints: What is better and what is allowed.
+        baseline: To which constraints may refer.
+        metric: The task's.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint],
+        baseline: Record,
+        metric: Objective,
+    ) -> None:
+        self._records, self._objectives, self._metric = records, objectives, metric
+        self._constraints = [constraint for constraint in constraints if constraint.name == metric.name]
+        scores = drawn_scores((baseline, *records), metric.name)
+        self._baseline_scores, self._scores = scores[:, 0], scores[:, 1:]
+        self._fixed = [objective for objective in objectives if objective.name != metric.name]
+
+    @cached_property
+    def _costs(self) -> Array:
+        """Of the metric, less is better (draws, records); all the same where it is no objective."""
+        sign = -1.0 if self._metric.direction == "maximize" else 1.0
+        return sign * self._scores * any(objective.name == self._metric.name for objective in self._objectives)
+
+    @cached_property
+    def _allowed(self) -> Array:
+        """Whether records obey the constraints on the metric in a draw (draws, records)."""
+        fits = np.ones(self._scores.shape, np.bool_)
+        for constraint in self._constraints:
+            bound = constraint.scale * self._baseline_scores + constraint.offset
+            within = self._scores - bound[:, None]
+            fits &= within <= 0 if constraint.operator == "<=" else within >= 0
+        return fits
+
+    @cached_property
+    def _slack(self) -> Array:
+        """Differences of the metric that do not matter (records,)."""
+        losses = self._scores - self._baseline_scores[:, None]
+        deviations: Array = SLACK * losses.std(axis=0)
+        return deviations
+
+    def completed(self, rows: Sequence[int], at_hand: int | None) -> list[int]:
+        """Rows of a front, and those that it would miss, were it for what is at hand anyway."""
+        chosen, missed = list(rows), self._allowed.copy()
+        for row in rows if at_hand is None else (*rows, at_hand):
+            missed &= ~self._reaches(row)
+        while len(chosen) < 2 * len(rows):
+            chances = missed.mean(axis=0)
+            best = int(np.argmax(chances))
+            if chances[best] < LEAST_CHANCE:
+                break
+            chosen.append(best)
+            missed &= ~self._reaches(best)
+        return chosen
+
+    def _reaches(self, row: int) -> Array:
+        """Whether a record is as good as others in a draw, but for what does not matter (draws, records)."""
+        as_good = self._costs[:, row, None] <= self._costs + self._slack
+        found: Array = self._allowed[:, row, None] & as_good & is_as_cheap(self._records, row, self._fixed)
+        found[:, row] = True
+        return found
+
+    def confidences(self, rows: Sequence[int]) -> list[float]:
+        """Share of the draws in which each of some rows is allowed and none of the others beats it."""
+        fixed = np.array([[one.cost(self._records[row].values) for one in self._fixed] for row in rows])
+        scores, allowed = self._costs[:, rows], self._allowed[:, rows]
+        found = []
+        for place in range(len(rows)):
+            no_worse = (fixed <= fixed[place]).all(axis=1) & (scores <= scores[:, place, None])
+            better = (fixed < fixed[place]).any(axis=1) | (scores < scores[:, place, None])
+            found.append(float((allowed[:, place] & ~(allowed & no_worse & better).any(axis=1)).mean()))
+        return found
+
+
+def drawn_scores(records: Sequence[Record], metric: str) -> Array:
+    """Scores of records as other samples of the same kind might give them (draws, records).
+
+    A score of which no parts are known stays as it is.
+    """
+    scores = np.array([record.values[metric] for record in records])
+    parts = max((len(record.fold_scores) for record in records), default=0)
+    if parts < 2:
+        return np.tile(scores, (DRAWS, 1))
+    folds = np.array([record.fold_scores if len(record.fold_scores) == parts else (0.0,) * parts for record in records])
+    weights = np.random.default_rng(0).standard_normal((DRAWS, parts)) / np.sqrt(parts * (parts - 1))
+    drawn: Array = scores + weights @ (folds - folds.mean(axis=1, keepdims=True)).T
+    return drawn
