@@ -103,10 +103,12 @@ class Contender:
     Args:
         make: Builds it.
         policies: Whether it is given the uniform policies to begin with.
+        screens: Whether plans are measured before they are trained, and dropped where the front has better ones.
     """
 
     make: Callable[[Problem], SearchStrategy]
     policies: bool = False
+    screens: bool = True
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -122,4 +124,6 @@ CONTENDERS: dict[str, Contender] = {
     "guided_without_table": Contender(lambda problem: Guided(problem, Parts(table=False)), policies=True),
     "guided_without_refit": Contender(lambda problem: Guided(problem, Parts(refit=False)), policies=True),
     "guided_without_uniform": Contender(lambda problem: Guided(problem, Parts(uniform=False)), policies=True),
+    "guided_without_inheritance": Contender(lambda problem: Guided(problem, Parts(inheritance=False)), policies=True),
+    "guided_without_screening": Contender(Guided, policies=True, screens=False),
 }

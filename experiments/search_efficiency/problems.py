@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from autocompress.devices import resolve_profile
+from autocompress.front import pareto_front
 from autocompress.landscapes import landscape
 from autocompress.objective import make_objectives
 from autocompress.pipeline import Workbench, run_baseline, run_probe, run_trial, survey_architectures
@@ -22,6 +23,8 @@ from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import Protocol
 from autocompress.record import Record, Trial
 from autocompress.recovery import epoch_seconds
+from autocompress.run_directory import RunDirectory
+from autocompress.screen import Screen
 from autocompress.serialization import digest, from_json, to_json
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies._base import Problem
@@ -132,18 +135,41 @@ class Arena:
         survey = self._survey
         return replace(survey, seed=seed, journal=journal, policies=survey.policies if policies else ())
 
-    def evaluate(self, trial: Trial) -> Record:
-        """The record of a trial, from the evaluation of its plan."""
+    def evaluate(self, trial: Trial, screen: Screen | None) -> Record:
+        """The record of a trial, from the evaluation of its plan.
+
+        Args:
+            trial: What to try.
+            screen: What a plan has to beat before it is trained; None trains in any case. What comes of it is not kept.
+        """
         kept = self._known.get(_key(trial.plan))
         if not isinstance(kept, Record):
-            record = run_trial(replace(trial, seed=0), self._bench, None)
+            record = run_trial(replace(trial, seed=0), self._bench, screen)
+            if record.status == "screened":
+                self.spent_s += record.elapsed_s
+                return replace(record, trial=trial)
             latency = record.values.get("latency_ratio", 1.0) * self.baseline.values["latency_ms"]
             kept = replace(record, values={**record.values, "latency_ms": latency}) if record.values else record
             with suppress(FileNotFoundError):
                 self._bench.artifact_path(trial.plan).unlink()
             self._keep(kept)
+        untrained_s = kept.seconds.get("build", 0.0) + kept.seconds.get("screen", 0.0)
+        reason = screen.verdict(kept.values) if screen and kept.plan.recovery.epochs and kept.values else ""
+        if reason:
+            self.spent_s += untrained_s
+            return Record(trial, "screened", reason=reason, values=kept.values, seconds={"screen": untrained_s})
         self.spent_s += kept.elapsed_s
         return replace(kept, trial=trial)
+
+    def screen(self, records: Sequence[Record]) -> Screen:
+        """What plans have to beat after some trials."""
+        metric, objectives = self._bench.task.the_metric, self._survey.objectives
+        front = tuple(record.values for record in pareto_front(records, objectives))
+        return Screen(objectives, (), metric.name, metric.direction == "maximize", self.baseline.values, front)
+
+    def forget_weights(self, needed: Collection[str]) -> None:
+        """Delete trained weights but those of some plans, by digest."""
+        RunDirectory(self._bench.directory).forget_weights(needed)
 
     def look(self, probe: Probe) -> Sensitivity:
         """The entry of the table for a change."""

@@ -53,6 +53,7 @@ def compete(arena: Arena, name: str, seed: int, trials: int) -> list[dict[str, o
         problem = arena.problem(seed, Path(folder) / "study.journal", policies=contender.policies)
         strategy = contender.make(problem)
         strategy.tell(arena.baseline)
+        records = [arena.baseline]
         while len(lines) < trials:
             started, before_s = time.perf_counter(), arena.spent_s
             asked = strategy.ask()
@@ -64,11 +65,13 @@ def compete(arena: Arena, name: str, seed: int, trials: int) -> list[dict[str, o
                 probes += 1
                 spent_s += arena.spent_s - before_s
                 continue
-            record = arena.evaluate(asked)
+            record = arena.evaluate(asked, arena.screen(records) if contender.screens else None)
+            records.append(record)
             spent_s += arena.spent_s - before_s
             started = time.perf_counter()
             strategy.tell(record)
             asking_s += time.perf_counter() - started
+            arena.forget_weights(strategy.parents())
             values = {key: round(value, 6) for key, value in record.values.items()}
             line: dict[str, object] = {
                 "trial": record.number,
