@@ -149,6 +149,7 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
         recovery,
         score=score,
         seed=trial.seed + _trained_before(trial.plan, is_held=is_held),
+        before=_went_on(trial.plan, is_held=is_held),
         loss=bench.task.loss,
         features=bench.task.feature_pairs,
         folded=is_held,
@@ -167,6 +168,17 @@ def _trained_before(plan: Plan, *, is_held: bool) -> int:
     """Epochs before a phase of a recovery: data are drawn by the number of the epoch, and go on where those ended."""
     before = plan.start.total_epochs if plan.start is not None else plan.recovery.sparsify_epochs
     return before + (_epochs(plan)[0] if is_held else 0)
+
+
+def _went_on(plan: Plan, *, is_held: bool) -> int:
+    """Epochs of the plan that it starts from, if a phase of its recovery but prolongs the one there.
+
+    What is changed anew has to be repaired at the full rate.
+    """
+    start = plan.start
+    if start is None or (not _goes_on(plan) if is_held else bool(added_steps(plan))):
+        return 0
+    return _epochs(start)[is_held] + _went_on(start, is_held=is_held)
 
 
 def forget_weights(bench: Workbench, trial: Trial) -> None:

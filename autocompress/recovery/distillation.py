@@ -45,6 +45,7 @@ def recover(
     *,
     score: Score,
     seed: int,
+    before: int = 0,
     loss: Loss | None = None,
     features: Mapping[str, str] | None = None,
     folded: bool = False,
@@ -57,6 +58,7 @@ def recover(
         recovery: Epochs, at least 1, and everything else. The penalty acts if it has no epochs of its own.
         score: Score of a torch model on validation data; more is better.
         seed: For the order of the data and dropout.
+        before: Epochs that the model has had; the rate goes on where one schedule over all of them would be.
         loss: On the true targets; by default cross-entropy for whole-number targets, else mean squared error.
         features: Layer of the model to layer of the teacher, for recoveries with a `feature_weight`; see `matched`.
         folded: True if batch norms have been folded into the model's layers.
@@ -84,6 +86,7 @@ def recover(
             epochs=epochs,
             learning_rate=recovery.learning_rate,
             seed=seed,
+            before=before,
             taught=recovery.alpha < 1,
             beside=beside,
         ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.lr_scheduler import OneCycleLR
 
 from autocompress.errors import RecoveryFailed
 from autocompress.graph.constraints import Constraint, constraints
@@ -30,6 +32,7 @@ def train(
     epochs: int,
     learning_rate: float,
     seed: int,
+    before: int = 0,
     taught: bool = True,
     beside: Sequence[nn.Parameter] = (),
 ) -> Iterator[int]:
@@ -46,6 +49,7 @@ def train(
         epochs: Passes over the data.
         learning_rate: Peak of the schedule.
         seed: For the order of the data.
+        before: Epochs that the weights have had: the schedule goes on where one over all of them would be.
         taught: False for a loss that does not look at the teacher's outputs, which then are not computed.
         beside: Parameters that are trained too and are none of the model's.
 
@@ -55,8 +59,7 @@ def train(
     fewest = prepare(model)
     optimizer = make_optimizer(model, learning_rate, beside)
     steps = epochs * lessons.steps
-    rise = max(0.2, 1.5 / (steps + 1))  # the scheduler divides by zero where the rise takes exactly one step
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=rise)
+    schedule = one_cycle(optimizer, learning_rate, before * lessons.steps, before * lessons.steps + steps)
     scheduled = [one for one in constraints(model) if not one.settled]
     for epoch in range(1, epochs + 1):
         model.train()
@@ -68,6 +71,18 @@ def train(
             _step(optimizer, batch_loss(lesson))
             schedule.step()
         yield epoch
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, peak: float, first: int, steps: int) -> OneCycleLR:
+    """A schedule over some steps, at the first one that is left of it."""
+    rise = max(0.2, 1.5 / (steps + 1))  # the scheduler divides by zero where the rise takes exactly one step
+    schedule = OneCycleLR(optimizer, peak, total_steps=steps + 1, pct_start=rise)
+    if first:
+        schedule.last_epoch = first - 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no step of the optimizer comes before this one
+            schedule.step()
+    return schedule
 
 
 def seconds_of_epoch(model: nn.Module, lessons: Lessons, batch_loss: BatchLoss, *, steps: int) -> float:

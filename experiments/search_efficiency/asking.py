@@ -73,7 +73,7 @@ def main() -> None:
     """Print milliseconds of a proposal and megabytes of a space."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--layers", type=int, default=46, help="46 layers make about 150 knobs")
+    parser.add_argument("--layers", type=int, default=38, help="38 layers make about 150 knobs")
     parser.add_argument("--proposals", type=int, default=64)
     chosen = parser.parse_args()
     space = resolve_epochs(_original_alone(load_space("joint")), 9)

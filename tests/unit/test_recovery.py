@@ -18,7 +18,7 @@ from autocompress.plan import Recovery
 from autocompress.recovery import Lessons, epoch_seconds, recalibrate, recover, sparsify
 from autocompress.recovery.features import matched
 from autocompress.recovery.penalties import output_channels, penalty
-from autocompress.recovery.training import WEIGHT_DECAY, make_optimizer, prepare
+from autocompress.recovery.training import WEIGHT_DECAY, make_optimizer, one_cycle, prepare
 from autocompress.task import Task
 from tests.conftest import SPECIMENS
 from tests.tasks.stripes import Net, make_images, task
@@ -52,6 +52,33 @@ def test_the_same_seed_gives_the_same_weights(lessons: Lessons) -> None:
         recover(model, lessons, Recovery(epochs=1), score=score, seed=5)
     for one, two in zip(*(model.state_dict().values() for model in models), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("first", [1, 3, 9])
+def test_a_schedule_that_goes_on_is_the_rest_of_the_one_over_all_steps(first: int) -> None:
+    def rates(begins_at: int) -> list[tuple[float, float]]:
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+        schedule = one_cycle(optimizer, 0.01, begins_at, 12)
+        found = []
+        for _ in range(begins_at, 12):
+            found.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"][0]))
+            optimizer.step()
+            schedule.step()
+        return found
+
+    assert rates(first) == rates(0)[first:]
+
+
+def test_more_training_does_not_begin_at_the_peak_again(lessons: Lessons) -> None:
+    moved = []
+    for before in (0, 30):
+        model = task.build_model()
+        weights = copy.deepcopy(model.state_dict())
+        recovery = Recovery(epochs=1, keep="last")
+        recover(model, lessons, recovery, score=lambda _: 0.0, seed=0, before=before)
+        after = model.state_dict()
+        moved.append(sum(float((after[name] - weights[name]).abs().sum()) for name, _ in model.named_parameters()))
+    assert moved[1] < 0.1 * moved[0]
 
 
 @pytest.mark.parametrize("epochs", range(1, 7))
