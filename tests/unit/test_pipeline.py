@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -168,14 +168,22 @@ HELD = replace(
 """A plan that removes channels and restricts values, so its model is trained in two phases."""
 
 
-def phases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recovery, bool]]:
-    """The recoveries of every phase from now on, and whether batch norms were folded."""
-    seen: list[tuple[Recovery, bool]] = []
+class Phase(NamedTuple):
+    """A recovery that was asked for: whether batch norms were folded, and where in its schedule it began."""
+
+    asked: Recovery
+    folded: bool
+    before: int
+
+
+def phases(monkeypatch: pytest.MonkeyPatch) -> list[Phase]:
+    """The recoveries of every phase from now on."""
+    seen: list[Phase] = []
     real = recovery.recover
 
     def watched(model: nn.Module, lessons: Lessons, asked: Recovery, **others: Any) -> Recovered:
         assert others["folded"] == isinstance(model.get_submodule("norm"), nn.Identity)
-        seen.append((asked, others["folded"]))
+        seen.append(Phase(asked, others["folded"], others["before"]))
         return real(model, lessons, asked, **others)
 
     monkeypatch.setattr(recovery, "recover", watched)
@@ -188,8 +196,8 @@ def test_values_are_held_in_a_last_phase_at_a_lower_rate(
     seen = phases(monkeypatch)
     record = run_trial(Trial(1, HELD), bench)
     assert record.status == "complete", record.reason
-    (free, first), (held, second) = seen
-    assert [(free.epochs, first), (held.epochs, second)] == [(3, False), (1, True)]
+    (free, *first), (held, *second) = seen
+    assert [(free.epochs, *first), (held.epochs, *second)] == [(3, False, 0), (1, True, 0)]
     assert held.learning_rate == free.learning_rate / 3
     assert record.details["epochs"] == 4
     assert 0 <= record.details["best_epoch"] <= 4
@@ -201,7 +209,7 @@ def test_values_alone_are_held_in_every_epoch(
 ) -> None:
     seen = phases(monkeypatch)
     run_trial(Trial(1, replace(HELD, steps=HELD.steps[1:])), bench)
-    assert [(asked.epochs, folded) for asked, folded in seen] == [(4, True)]
+    assert [(phase.asked.epochs, phase.folded) for phase in seen] == [(4, True)]
 
 
 INT8 = Step("quantization", {"outer": {"precision": "int8"}})
@@ -220,23 +228,37 @@ def test_a_plan_starts_from_the_trained_weights_of_another(
     for path in kept_weights(bench):
         path.unlink()
     assert run_trial(Trial(3, more), bench).artifact == record.artifact, "trained again, it is the same"
-    assert [asked.epochs for asked, _ in seen] == [2]
+    assert [phase.asked.epochs for phase in seen] == [2]
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(slice(1, None), [(4, True)]), (slice(None), [(3, False), (1, True)])])
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(slice(1, None), [(4, True, 4)]), (slice(None), [(3, False, 3), (1, True, 0)])]
+)
 def test_restricted_values_go_on_where_they_ended_and_structure_from_where_it_was_free(
     bench: Workbench,
     baseline: Record,
     monkeypatch: pytest.MonkeyPatch,
     steps: slice,
-    expected: list[tuple[int, bool]],
+    expected: list[tuple[int, bool, int]],
 ) -> None:
     start = replace(HELD, steps=HELD.steps[steps])
     assert run_trial(Trial(1, start), bench).status == "complete"
     seen = phases(monkeypatch)
     record = run_trial(Trial(2, replace(start, start=start)), bench)
     assert record.status == "complete", record.reason
-    assert [(asked.epochs, folded) for asked, folded in seen] == expected
+    assert [(phase.asked.epochs, phase.folded, phase.before) for phase in seen] == expected
+
+
+def test_what_is_changed_anew_is_trained_from_the_beginning_of_the_schedule(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = replace(PRUNED, steps=PRUNED.steps[:1])
+    assert run_trial(Trial(1, start), bench).status == "complete"
+    seen = phases(monkeypatch)
+    more = Step("low_rank", {"outer": {"rank_ratio": 0.5}})
+    record = run_trial(Trial(2, replace(start, steps=(*start.steps, more), start=start)), bench)
+    assert record.status == "complete", record.reason
+    assert [(phase.asked.epochs, phase.before) for phase in seen] == [(2, 0)]
 
 
 @pytest.mark.parametrize(
