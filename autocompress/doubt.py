@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,19 +41,22 @@ def likely_front(
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
     metric: Objective,
+    believed: Mapping[int, float] = {},
 ) -> tuple[Likely, ...]:
     """The front of all that obey the constraints, and what it would miss if scores had come out a little differently.
 
-    The best of a hundred scores is lucky as a rule, and what it beats by its luck is better in truth. Scores are drawn
-    anew from those of parts of the validation data, by weights that are the same for all models, so that only
-    differences count. Models that nothing on the front, nor the baseline, reaches in some share of the draws join it,
-    those that are missed most often first, until the front is twice as long.
+    The best of a hundred scores is lucky as a rule, and what it beats by its luck is better in truth. So the front by
+    what is believed of the models, where something is, joins the front by their scores. Then scores are drawn anew from
+    those of parts of the validation data, by weights that are the same for all models, so that only differences count.
+    Models that nothing on the front, nor the baseline, reaches in some share of the draws join it, those that are
+    missed most often first, until the front is twice as long as the one by scores.
 
     Args:
         records: With the baseline, number 0.
         objectives: What is better.
         constraints: What is allowed; a model that does not obey by its own score never joins.
         metric: The task's, whether it is an objective or not.
+        believed: Number of a trial to the metric that is believed of it.
 
     Returns:
         Best first by the first objective; nothing if there is no baseline.
@@ -69,11 +72,29 @@ def likely_front(
     front = pareto_front(allowed, objectives)
     draws = _Draws(allowed, objectives, constraints, baseline, metric)
     rows = {record.number: row for row, record in enumerate(allowed)}
-    chosen = draws.completed([rows[record.number] for record in front], at_hand=rows.get(0))
+    begun = {
+        record.number: rows[record.number]
+        for record in (*front, *_believed_front(allowed, objectives, metric, believed))
+    }
+    chosen = draws.completed(list(begun.values()), at_hand=rows.get(0), most=2 * len(front))
     likely = [
         Likely(allowed[row], confidence) for row, confidence in zip(chosen, draws.confidences(chosen), strict=True)
     ]
     return tuple(sorted(likely, key=lambda one: exact_order(one.record, objectives)))
+
+
+def _believed_front(
+    allowed: Sequence[Record], objectives: Sequence[Objective], metric: Objective, believed: Mapping[int, float]
+) -> tuple[Record, ...]:
+    """The front of the records of which something is believed, by that."""
+    return pareto_front(
+        [
+            replace(record, values={**record.values, metric.name: believed[record.number]})
+            for record in allowed
+            if record.number in believed
+        ],
+        objectives,
+    )
 
 
 class _Draws:
@@ -123,12 +144,12 @@ class _Draws:
         deviations: Array = SLACK * losses.std(axis=0)
         return deviations
 
-    def completed(self, rows: Sequence[int], at_hand: int | None) -> list[int]:
-        """Rows of a front, and those that it would miss, were it for what is at hand anyway."""
+    def completed(self, rows: Sequence[int], *, at_hand: int | None, most: int) -> list[int]:
+        """Rows of a front, and those that it would miss, up to a number; what is at hand anyway is not missed."""
         chosen, missed = list(rows), self._allowed.copy()
         for row in rows if at_hand is None else (*rows, at_hand):
             missed &= ~self._reaches(row)
-        while len(chosen) < 2 * len(rows):
+        while len(chosen) < most:
             chances = missed.mean(axis=0)
             best = int(np.argmax(chances))
             if chances[best] < LEAST_CHANCE:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
+from autocompress.doubt import likely_front
 from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
@@ -377,7 +378,8 @@ class SearchLoop:
 
     def _confirm_s(self) -> float:
         """Seconds to keep for measuring the front together and scoring it on the test split."""
-        return 3.0 + (len(self._points[1]) + 1) * (0.4 + self._score_s() / self._config.workers)
+        models = 2 * len(self._points[1]) + 1  # with those that the strategy believes in
+        return 3.0 + models * (0.4 + self._score_s() / self._config.workers)
 
     def _score_s(self) -> float:
         """Seconds of scoring one model, as the trials took on validation data."""
@@ -390,13 +392,14 @@ class SearchLoop:
     def _confirm(self) -> None:
         """Measure the front again together and score it on test data, until every point on it has been."""
         self._phase = "confirming"
+        believed = self._strategy.believed()
         for _ in range(3):
-            missing = self._unconfirmed()
+            missing = self._unconfirmed(believed)
             if not missing or self._interrupts.cancel:
                 return
             self._tell(f"measuring the front together and scoring it on test data (models: {len(missing)})")
             try:
-                self._confirm_some(missing)
+                self._confirm_some(missing, believed)
             except AutocompressError as error:
                 self._tell(f"the front stays as the trials measured it: {type(error).__name__}: {one_line(error)}")
                 return
@@ -404,13 +407,15 @@ class SearchLoop:
                 self._tell(f"the front stays as the trials measured it: a worker process died: {one_line(error)}")
                 return
 
-    def _unconfirmed(self) -> tuple[Record, ...]:
+    def _unconfirmed(self, believed: Mapping[int, float]) -> tuple[Record, ...]:
         """The models of the front with no confirmation yet, and the baseline."""
-        known = {confirmation.number for confirmation in self._confirmations}
-        wanted = {0, *(point.number for point in self._points[1])} - known
+        config, known = self._config, {confirmation.number for confirmation in self._confirmations}
+        final = confirmed(self._records, self._confirmations)
+        front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed)
+        wanted = {0, *(one.record.number for one in front)} - known
         return tuple(sorted((record for record in self._records if record.number in wanted), key=_number))
 
-    def _confirm_some(self, records: tuple[Record, ...]) -> None:
+    def _confirm_some(self, records: tuple[Record, ...], believed: Mapping[int, float]) -> None:
         """Score and measure some models and write it down.
 
         Raises:
@@ -428,7 +433,7 @@ class SearchLoop:
         workers = min(self._config.workers, len(records))
         seconds = (workers * (scored_s - started_s) + self._clock.elapsed_s - scored_s) / len(records)
         for score, (number, measurement, values) in zip(scores, measured.result(), strict=True):
-            confirmation = Confirmation(number, score.result(), measurement, values, seconds)
+            confirmation = Confirmation(number, score.result(), measurement, values, seconds, believed.get(number))
             self._directory.append(confirmation)
             self._confirmations.append(confirmation)
         self._points = self._directory.write_front(self._records, self._confirmations)

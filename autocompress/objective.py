@@ -44,6 +44,11 @@ class Objective:
         worse = level - value if self.direction == "maximize" else value - level
         return 100 * worse / (1.0 if is_share else max(abs(level), 1e-12))
 
+    def at_loss(self, lost: float, level: float, *, is_share: bool = False) -> float:
+        """The value that is worse than a level by so many hundredths, as `lost` counts them."""
+        worse = lost * (1.0 if is_share else max(abs(level), 1e-12)) / 100
+        return level - worse if self.direction == "maximize" else level + worse
+
     def reaches(self, a: Mapping[str, float], b: Mapping[str, float]) -> bool:
         """True if `a` is as good as `b` in this, but for the noise."""
         return self.cost(a) <= self.cost(b) + self.tolerance * abs(self.cost(b))

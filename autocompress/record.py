@@ -119,6 +119,8 @@ class Confirmation:
         measurement: The later, better measurement.
         values: The measured values that replace those of the record.
         seconds: Time of workers that scoring and measuring took.
+        believed: The metric on validation data as the strategy believes in it, from this trial and all others; None
+            if it has no belief.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -127,4 +129,5 @@ class Confirmation:
     measurement: Measurement
     values: Mapping[str, float]
     seconds: float = 0.0
+    believed: float | None = None
     kind: Literal["confirmation"] = "confirmation"

@@ -421,7 +421,8 @@ class RunDirectory:
             folder = self.path / "front"
             return make_point(record, baseline, confirmations, config.metric, folder, confidence=confidence)
 
-        front = likely_front(final, config.objectives, config.constraints, config.the_metric)
+        believed = {one.number: one.believed for one in confirmations if one.believed is not None}
+        front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed)
         return point(baseline), tuple(point(one.record, one.confidence) for one in front)
 
     def write_front(

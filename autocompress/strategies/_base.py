@@ -84,6 +84,10 @@ class SearchStrategy(ABC):
         """Digests of finished plans whose weights later trials may start from; the weights of others are deleted."""
         return frozenset()
 
+    def believed(self) -> Mapping[int, float]:
+        """The metric of finished trials as the strategy believes in it, by number: scores are noisy, the best lucky."""
+        return {}
+
     def note(self, entry: Sensitivity) -> None:  # noqa: B027
         """Learn from a change that was looked at, for strategies that ask for some."""
 

@@ -27,7 +27,7 @@ from autocompress.strategies._guided.solver import climb, everything, mutations,
 from autocompress.strategies._guided.study import StudyView
 from autocompress.strategies._guided.table import Table
 from autocompress.strategies._guided.training import Training
-from autocompress.strategies._guided.worth import AtWork, Gained, gained, worth
+from autocompress.strategies._guided.worth import AtWork, Gained, believed_losses, gained, worth
 from autocompress.strategies._guided.yardstick import Yardstick
 
 FINAL_SHARE = 0.75
@@ -39,6 +39,9 @@ BLOCK = 8
 
 CLIMBS = 6
 """Points that the solver makes better by what they promise, the best of its sweep."""
+
+SETTLED_LOSS = 0.3
+"""Points that a model loses at most that has little to gain from more training."""
 
 SMALL = 4096
 """Points of a space up to which all of them are looked at."""
@@ -171,6 +174,13 @@ class Guided(SearchStrategy):
         """The trained models of the front, those whose weights it has, and the latest ones."""
         return frozenset(result.record.plan.digest for result in self._training.begins_with(self._results))
 
+    def believed(self) -> Mapping[int, float]:
+        """The metric of finished trials, from what the accuracy model makes of all of them."""
+        if not self._results.by_number:
+            return {}
+        losses, yardstick = believed_losses(self._fitted(), self._results.by_number.values()), self._the_yardstick
+        return {number: yardstick.value(loss) for number, loss in losses.items()}
+
     # -- what next -----------------------------------------------------------------------------------------------
 
     def _policy_of_new_kind(self) -> Trial | None:
@@ -284,15 +294,23 @@ class Guided(SearchStrategy):
         return (one for one in found if int(one.promotes[0]) not in self._promoted)
 
     def _near_front(self) -> Iterator[Points]:
-        """Points near those of the front now."""
+        """Points near those of the front now, but for those near models that may yet become better by training.
+
+        Changing a model that has had little training tells less of what it is worth than training it.
+        """
         rng = np.random.default_rng(self._seed_of("local", self._next))
         parents: dict[str, list[Array]] = {}
         for result in self._results.front:
-            parents.setdefault(result.architecture, []).append(result.point)
+            if result.loss <= SETTLED_LOSS or self._is_settled(result):
+                parents.setdefault(result.architecture, []).append(result.point)
         for name, points in () if self._is_small else parents.items():
             if len(self._landscapes[name].sites):
                 near = mutations(self._landscapes[name], points, 96, rng)
                 yield name, near, ["local"] * len(near)
+
+    def _is_settled(self, result: Result) -> bool:
+        """True if a model has had all its training, or more of it is under way."""
+        return result.number in self._promoted or not 0 < result.epochs < self._training.full[result.architecture]
 
     def _by_chance(self, block: _Block) -> Trial | None:
         """A random point that was not tried; None if none is found."""

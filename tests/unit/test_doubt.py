@@ -76,6 +76,13 @@ def test_a_sure_score_stays_beside_a_better_one_that_may_be_luck() -> None:
     assert found[2] == 1.0  # the cheapest is never beaten
 
 
+def test_what_is_believed_to_be_better_joins_what_scored_better() -> None:
+    records = [record(0, 0.97, 1.0), record(1, 0.965, 0.5), record(2, 0.975, 0.4), record(3, 0.96, 0.6)]
+    found = likely_front(records, OBJECTIVES, (), METRIC, {1: 0.968, 2: 0.966, 3: 0.961})
+    assert {one.record.number for one in found} == {1, 2}
+    assert {one.record.values["accuracy"] for one in found} == {0.965, 0.975}, "scores stay what they are"
+
+
 def test_what_two_models_share_is_no_doubt_between_them() -> None:
     records = [record(0, 0.97, 1.0, WILD), record(1, 0.965, 0.5, WILD), record(2, 0.975, 0.4, WILD)]
     assert numbers(records) == {2: 1.0}

@@ -212,6 +212,24 @@ def test_it_beats_chance_by_far(tmp_path: Path) -> None:
     assert found > 1.05 * volume(by_chance)
 
 
+def test_what_it_believes_of_trials_is_near_what_they_scored_and_less_noisy(tmp_path: Path) -> None:
+    strategy, rng = begun(problem(tmp_path)), np.random.default_rng(0)
+    scored, true = {}, {}
+    while len(scored) < 30 and (asked := strategy.ask()) is not None:
+        if isinstance(asked, Probe):
+            strategy.note(entry(asked))
+            continue
+        record = outcome(asked)
+        true[asked.number] = record.values["accuracy"]
+        noisy = {**record.values, "accuracy": true[asked.number] + rng.normal(0, 0.004)}
+        scored[asked.number] = noisy["accuracy"]
+        strategy.tell(replace(record, values=noisy))
+    believed = strategy.believed()
+    assert believed.keys() == {0, *scored}
+    errors = {number: abs(believed[number] - true[number]) for number in scored}
+    assert np.mean(list(errors.values())) < 0.9 * np.mean([abs(scored[number] - true[number]) for number in scored])
+
+
 @pytest.mark.parametrize("part", ["table", "refit", "uniform", "inheritance"])
 def test_it_works_without_each_of_its_parts(part: str, tmp_path: Path) -> None:
     records = go(begun(problem(tmp_path), replace(Parts(), **{part: False})), 12)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import InvalidInput, UnknownName
-from autocompress.objective import Constraint, Objective, make_objectives, parse_constraints, weighted_change
+from autocompress.objective import Constraint, Direction, Objective, make_objectives, parse_constraints, weighted_change
 from autocompress.serialization import from_json, to_json
 
 KNOWN = ("accuracy", "latency_ms", "size_bytes")
@@ -166,3 +166,10 @@ def test_objectives_may_have_weights() -> None:
 def test_weights_that_make_no_sense_are_refused(names: tuple[str, ...], message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         make_objectives(names, "accuracy", "maximize")
+
+
+@given(st.sampled_from(["maximize", "minimize"]), st.floats(-50, 50), st.floats(0.1, 10), st.booleans())
+def test_the_value_at_a_loss_loses_that(direction: Direction, lost: float, level: float, is_share: bool) -> None:
+    objective = Objective("metric", direction)
+    value = objective.at_loss(lost, level, is_share=is_share)
+    assert objective.lost(value, level, is_share=is_share) == pytest.approx(lost, abs=1e-9)

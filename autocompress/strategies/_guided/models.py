@@ -26,7 +26,7 @@ UNSHRINKING = 0.1
 HELD_PACE = 1.5
 """How much longer an epoch takes with values held, before any trial has shown it."""
 
-OPTIMISM = 0.5
+OPTIMISM = 1.0
 """Standard deviations by which a point may be better than expected, for a point to be worth a look."""
 
 LATEST = 32

@@ -40,16 +40,26 @@ def gained(yardstick: Yardstick, models: Models, front: Collection[Result], at_w
     return lambda loss, shares: gain.of(yardstick.axes(loss, shares))
 
 
-def _believed(models: Models, front: Collection[Result]) -> Iterator[tuple[Array, dict[str, Array]]]:
-    """Loss and shares of a front, the loss as the models believe in it, since scores are noisy."""
+def believed_losses(models: Models, results: Collection[Result]) -> dict[int, float]:
+    """Losses of finished trials by number, as the models believe in them: scores are noisy."""
     by_architecture: dict[str, list[Result]] = {}
-    for result in front:
+    for result in results:
         by_architecture.setdefault(result.architecture, []).append(result)
-    for name, results in by_architecture.items():
-        points, epochs = np.array([one.point for one in results]), np.array([one.epochs for one in results])
+    found: dict[int, float] = {}
+    for name, some in by_architecture.items():
+        points, epochs = np.array([one.point for one in some]), np.array([one.epochs for one in some])
         losses, _ = models.accuracy.predict(name, points, epochs)
-        for result, loss in zip(results, restored(losses), strict=True):
-            yield np.array([loss]), {cost: np.array([share]) for cost, share in result.shares.items()}
+        numbers = (one.number for one in some)
+        found |= dict(zip(numbers, restored(losses).tolist(), strict=True))
+    return found
+
+
+def _believed(models: Models, front: Collection[Result]) -> Iterator[tuple[Array, dict[str, Array]]]:
+    """Losses and shares of a front as the models believe in it."""
+    losses = believed_losses(models, front)
+    for result in front:
+        shares = {cost: np.array([share]) for cost, share in result.shares.items()}
+        yield np.array([losses[result.number]]), shares
 
 
 def _expected(models: Models, at_work: Collection[AtWork]) -> Iterator[tuple[Array, dict[str, Array]]]:

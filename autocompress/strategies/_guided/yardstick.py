@@ -19,7 +19,7 @@ slowly at first, where scores can't be told apart, and to next to nothing at sev
 LEAST_TOLERANCE = 0.1
 """Points of loss that the axis of the metric spans at least, where constraints allow none."""
 
-LEAST_GAIN = 5e-4
+LEAST_GAIN = 2e-3
 """Gain of hypervolume below which a model is not told from its neighbors."""
 
 Cost = tuple[Array, Array]
@@ -41,6 +41,11 @@ class Yardstick:
         """Points of the metric lost against the baseline, percent of it for metrics that are no shares."""
         metric = self._problem.the_metric
         return metric.lost(value, self._baseline[metric.name], is_share=self._problem.is_percentage)
+
+    def value(self, loss: float) -> float:
+        """The metric of a model that loses so many points of it."""
+        metric = self._problem.the_metric
+        return metric.at_loss(loss, self._baseline[metric.name], is_share=self._problem.is_percentage)
 
     def shares(self, values: Mapping[str, float]) -> dict[str, float]:
         """Costs as shares of the baseline's."""
