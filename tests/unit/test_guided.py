@@ -378,23 +378,23 @@ def test_a_plan_that_leaves_out_what_means_nothing_is_no_other_trial(tmp_path: P
 
 
 def test_heirs_of_the_front_are_trained_more_through_what_they_began_with(tmp_path: Path) -> None:
-    strategy = begun(problem(tmp_path, epoch_s=10.0))
-    records = go(strategy, 60)
-    by_number = {record.number: record for record in records}
-    promoted = [
-        (record, by_number[int(record.trial.proposal.attributes["promotes"])])
-        for record in records
-        if "promotes" in record.trial.proposal.attributes
-    ]
-    assert any(not before.plan.recovery.epochs for _, before in promoted), "some had nothing but inherited weights"
-    for record, before in promoted:
-        assert record.plan.steps == before.plan.steps
-        assert record.plan.start is not None
-        pruned = [step for step in before.plan.steps if step.method == "channel_pruning"]
-        assert [step for step in record.plan.start.steps if step.method == "channel_pruning"] == pruned
-        assert record.plan.total_epochs > before.plan.total_epochs or not record.plan.recovery.epochs
-    numbers = [int(record.trial.proposal.attributes["promotes"]) for record, _ in promoted]
-    assert len(set(numbers)) == len(numbers)
+    """A pruned model with little training, and the same in int8, which has nothing but its weights and beats it."""
+    given, axes = problem(tmp_path, epoch_s=10.0), [("accuracy", 0.9), ("latency_ms", 1.0), ("size_bytes", 1e5)]
+    pruned, int8 = np.zeros((2, 2 * LAYERS), int)
+    pruned[0], int8[0], int8[LAYERS:] = 1, 1, 1
+    results = Results(given.objectives, ())
+    for number, point, epochs, start in ((0, 0 * pruned, 0, 0), (1, pruned, 1, 0), (2, int8, 0, 1)):
+        made = plan(lambda name, knob, point=point: land().answers(point).get(name, 0), epochs)  # type: ignore[misc]
+        values = {name: level * (1 - 0.01 * number) for name, level in axes}
+        record = Record(Trial(number, made), "complete", values=values)
+        trained = min(1.0, float(number))
+        results.add(Result(number, "original", point, trained, trained, start, 0.9 * number, {}, record))
+    training = Training(given.landscapes, plan_of(given), given.epoch_s)
+    found = training.promotions(results, lambda result: np.array([0.1, 0.5, 0.5]), everyone=True)
+    heir = next(one for one in found if one.promotes[0] == 2)
+    assert (heir.starts[0], heir.before[0]) == (1, 1)
+    assert heir.own[0] == ETA - 1
+    assert np.array_equal(heir.points[0], int8)
 
 
 def test_heirs_take_no_place_of_those_that_can_be_trained_more(tmp_path: Path) -> None:
