@@ -72,11 +72,15 @@ def likely_front(
     front = pareto_front(allowed, objectives)
     draws = _Draws(allowed, objectives, constraints, baseline, metric)
     rows = {record.number: row for row, record in enumerate(allowed)}
-    begun = {
-        record.number: rows[record.number]
-        for record in (*front, *_believed_front(allowed, objectives, metric, believed))
-    }
-    chosen = draws.completed(list(begun.values()), at_hand=rows.get(0), most=2 * len(front))
+    numbers = {record.number for record in front}
+    files = {record.artifact.sha256 for record in front if record.artifact}  # training may have brought nothing
+    others = [
+        record
+        for record in _believed_front(allowed, objectives, metric, believed)
+        if record.number not in numbers and not (record.artifact and record.artifact.sha256 in files)
+    ]
+    begun = [rows[record.number] for record in (*front, *others)]
+    chosen = draws.completed(begun, at_hand=rows.get(0), most=2 * len(front))
     likely = [
         Likely(allowed[row], confidence) for row, confidence in zip(chosen, draws.confidences(chosen), strict=True)
     ]

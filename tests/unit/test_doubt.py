@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autocompress.artifact import Artifact
 from autocompress.doubt import drawn_scores, likely_front
 from autocompress.front import feasible, pareto_front
 from autocompress.objective import Constraint, Objective, make_objectives
@@ -81,6 +82,12 @@ def test_what_is_believed_to_be_better_joins_what_scored_better() -> None:
     found = likely_front(records, OBJECTIVES, (), METRIC, {1: 0.968, 2: 0.966, 3: 0.961})
     assert {one.record.number for one in found} == {1, 2}
     assert {one.record.values["accuracy"] for one in found} == {0.965, 0.975}, "scores stay what they are"
+
+
+def test_one_file_is_on_the_front_once() -> None:
+    twins = [replace(record(number, 0.98, 0.5), artifact=Artifact("a.onnx", "0" * 64, 9)) for number in (1, 2)]
+    found = likely_front([record(0, 0.97, 1.0), *twins], OBJECTIVES, (), METRIC, {1: 0.97, 2: 0.98})
+    assert [one.record.number for one in found] == [1]
 
 
 def test_what_two_models_share_is_no_doubt_between_them() -> None:
