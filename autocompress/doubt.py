@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.front import exact_order, feasible, is_as_cheap, pareto_front
+from autocompress.front import Reach, exact_order, feasible, pareto_front
 from autocompress.objective import Constraint, Objective
 from autocompress.record import Record
 
@@ -119,11 +119,11 @@ class _Draws:
         baseline: Record,
         metric: Objective,
     ) -> None:
-        self._records, self._objectives, self._metric = records, objectives, metric
+        self._objectives, self._metric = objectives, metric
         self._constraints = [constraint for constraint in constraints if constraint.name == metric.name]
         scores = drawn_scores((baseline, *records), metric.name)
         self._baseline_scores, self._scores = scores[:, 0], scores[:, 1:]
-        self._fixed = [objective for objective in objectives if objective.name != metric.name]
+        self._fixed = Reach(records, [objective for objective in objectives if objective.name != metric.name])
 
     @cached_property
     def _costs(self) -> Array:
@@ -165,14 +165,13 @@ class _Draws:
     def _reaches(self, row: int) -> Array:
         """Whether a record is as good as others in a draw, but for what does not matter (draws, records)."""
         as_good = self._costs[:, row, None] <= self._costs + self._slack
-        found: Array = self._allowed[:, row, None] & as_good & is_as_cheap(self._records, row, self._fixed)
+        found: Array = self._allowed[:, row, None] & as_good & self._fixed.of(row)
         found[:, row] = True
         return found
 
     def confidences(self, rows: Sequence[int]) -> list[float]:
         """Share of the draws in which each of some rows is allowed and none of the others beats it."""
-        fixed = np.array([[one.cost(self._records[row].values) for one in self._fixed] for row in rows])
-        scores, allowed = self._costs[:, rows], self._allowed[:, rows]
+        fixed, scores, allowed = self._fixed.costs[rows], self._costs[:, rows], self._allowed[:, rows]
         found = []
         for place in range(len(rows)):
             no_worse = (fixed <= fixed[place]).all(axis=1) & (scores <= scores[:, place, None])

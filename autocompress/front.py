@@ -65,12 +65,23 @@ def exact_order(record: Record, objectives: Sequence[Objective]) -> tuple[float,
     return (*(objective.cost(record.values) for objective in objectives), float(record.number))
 
 
-def is_as_cheap(records: Sequence[Record], row: int, objectives: Sequence[Objective]) -> Array:
-    """Whether one record is as good as each of them in all objectives, but for the noise (records,)."""
-    costs = np.array([[objective.cost(record.values) for objective in objectives] for record in records])
-    noise = _Noise(records, objectives).between(list(range(len(records))), row, costs)
-    found: Array = (costs[row] <= costs + noise).all(axis=1)
-    return found
+class Reach:
+    """Which of some records is as good as which in some objectives, but for the noise.
+
+    Args:
+        records: Complete records.
+        objectives: That are looked at.
+    """
+
+    def __init__(self, records: Sequence[Record], objectives: Sequence[Objective]) -> None:
+        self.costs = np.array([[objective.cost(record.values) for objective in objectives] for record in records])
+        self._noise, self._rows = _Noise(records, objectives), list(range(len(records)))
+
+    def of(self, row: int) -> Array:
+        """Whether one record is as good as each of them (records,)."""
+        noise = self._noise.between(self._rows, row, self.costs)
+        found: Array = (self.costs[row] <= self.costs + noise).all(axis=1)
+        return found
 
 
 class _Noise:
