@@ -29,7 +29,8 @@ class Likely:
 
     Args:
         record: The model.
-        confidence: Share of the draws in which no other of the front beats it, in [0, 1].
+        confidence: Share of the draws in which no other of the front beats it, in [0, 1]; scores are drawn around what
+            is believed of models, where something is.
     """
 
     record: Record
@@ -76,29 +77,26 @@ def likely_front(
     files = {record.artifact.sha256 for record in front if record.artifact}  # training may have brought nothing
     others = [
         record
-        for record in _believed_front(allowed, objectives, metric, believed)
+        for record in pareto_front(_by_belief(allowed, metric, believed), objectives)
         if record.number not in numbers and not (record.artifact and record.artifact.sha256 in files)
     ]
     begun = [rows[record.number] for record in (*front, *others)]
     chosen = draws.completed(begun, at_hand=rows.get(0), most=2 * len(front))
-    likely = [
-        Likely(allowed[row], confidence) for row, confidence in zip(chosen, draws.confidences(chosen), strict=True)
-    ]
+    final = [allowed[row] for row in chosen]
+    by_belief = {record.number: record for record in _by_belief(final, metric, believed)}
+    judged = [by_belief.get(record.number, record) for record in final]
+    confidences = _Draws(judged, objectives, constraints, baseline, metric).confidences()
+    likely = [Likely(record, confidence) for record, confidence in zip(final, confidences, strict=True)]
     return tuple(sorted(likely, key=lambda one: exact_order(one.record, objectives)))
 
 
-def _believed_front(
-    allowed: Sequence[Record], objectives: Sequence[Objective], metric: Objective, believed: Mapping[int, float]
-) -> tuple[Record, ...]:
-    """The front of the records of which something is believed, by that."""
-    return pareto_front(
-        [
-            replace(record, values={**record.values, metric.name: believed[record.number]})
-            for record in allowed
-            if record.number in believed
-        ],
-        objectives,
-    )
+def _by_belief(records: Sequence[Record], metric: Objective, believed: Mapping[int, float]) -> list[Record]:
+    """The records of which something is believed, with that as their scores."""
+    return [
+        replace(record, values={**record.values, metric.name: believed[record.number]})
+        for record in records
+        if record.number in believed
+    ]
 
 
 class _Draws:
@@ -169,11 +167,11 @@ class _Draws:
         found[:, row] = True
         return found
 
-    def confidences(self, rows: Sequence[int]) -> list[float]:
-        """Share of the draws in which each of some rows is allowed and none of the others beats it."""
-        fixed, scores, allowed = self._fixed.costs[rows], self._costs[:, rows], self._allowed[:, rows]
+    def confidences(self) -> list[float]:
+        """Share of the draws in which each record is allowed and none of the others beats it."""
+        fixed, scores, allowed = self._fixed.costs, self._costs, self._allowed
         found = []
-        for place in range(len(rows)):
+        for place in range(len(fixed)):
             no_worse = (fixed <= fixed[place]).all(axis=1) & (scores <= scores[:, place, None])
             better = (fixed < fixed[place]).any(axis=1) | (scores < scores[:, place, None])
             found.append(float((allowed[:, place] & ~(allowed & no_worse & better).any(axis=1)).mean()))

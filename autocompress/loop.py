@@ -30,6 +30,9 @@ SAME_ERRORS = 5
 MOST_CPU_S = 1.5
 """CPU seconds spent at most on measuring one model of the final front."""
 
+JOINING = 0.25
+"""Models, as a share of those on the front, that the strategy's beliefs may add to it at the end."""
+
 GRACE_S = 10.0
 """Seconds by which confirming the front may go beyond the budget, where scoring takes longer than the trials said."""
 
@@ -378,8 +381,8 @@ class SearchLoop:
 
     def _confirm_s(self) -> float:
         """Seconds to keep for measuring the front together and scoring it on the test split."""
-        models = 2 * len(self._points[1]) + 1  # with those that the strategy believes in
-        return 3.0 + models * (0.4 + self._score_s() / self._config.workers)
+        models = 1 + (1 + JOINING) * len(self._points[1])
+        return 2.0 + models * (0.4 + self._score_s() / self._config.workers)
 
     def _score_s(self) -> float:
         """Seconds of scoring one model, as the trials took on validation data."""

@@ -209,13 +209,13 @@ class Guided(SearchStrategy):
         yardstick, models = self._the_yardstick, self._fitted()
         gain = gained(yardstick, models, self._results.front, self._at_work.values())
         found = [some for some in candidates if len(some)]
-        ranked = [
-            (-value, index, row)
-            for index, some in enumerate(found)
-            for row, value in enumerate(worth(yardstick, models, gain, some).tolist())
-        ]
-        for _, index, row in sorted(ranked):
-            trial = self._propose(found[index], row, block)
+        if not found:
+            return None
+        values = np.concatenate([worth(yardstick, models, gain, some) for some in found])
+        places = [(some, row) for some in found for row in range(len(some))]
+        for place in np.argsort(-values, kind="stable").tolist():
+            some, row = places[place]
+            trial = self._propose(some, row, block)
             if trial is not None:
                 return trial
         return None

@@ -235,7 +235,7 @@ def test_the_limit_on_trials_is_kept(tmp_path: Path) -> None:
 
 def test_nothing_is_started_that_cannot_end_in_the_budget(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run", budget_s=60.0)
-    bench.run(Listed(plans(5)), spent_s=55.0)
+    bench.run(Listed(plans(5)), spent_s=57.0)
     assert bench.ran == []
     assert bench.directory.heartbeat is not None
     assert bench.directory.heartbeat.status == "complete"

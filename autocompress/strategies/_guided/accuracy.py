@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -119,6 +120,7 @@ class AccuracyModel:
         self._taken = {name: _taken(landscape) for name, landscape in landscapes.items()}
         self._macs = max(1, sum(landscapes[ORIGINAL].macs))
         self._rows: dict[int, tuple[Features, float]] = {}
+        self._in_order: list[int] = []
         self._shapes: dict[int, Shape] = {}
         self._fitted: _Process | None = None
 
@@ -132,6 +134,8 @@ class AccuracyModel:
             epochs: Of training that the model had, with those of the relatives it started from.
             loss: Points that were lost of the metric.
         """
+        if number not in self._rows:
+            insort(self._in_order, number)
         self._rows[number] = self._features(architecture, point[None], np.array([epochs])), loss
         self._fitted = None
         self._shapes = {before: shape for before, shape in self._shapes.items() if before <= number}
@@ -148,14 +152,14 @@ class AccuracyModel:
             none = self._features(empty, np.zeros((0, len(self._landscapes[empty].sites)), int), np.zeros(0))
             return _Process(none, np.zeros(0), DEFAULT)
         shape = self._shape()
-        rows, values = self._telling(sorted(self._rows))
+        rows, values = self._telling(self._in_order)
         return _Process(rows, values, shape)
 
     def _shape(self) -> Shape:
         """The likeliest length, amplitude and noise, looked at anew once in a while."""
-        before = max(self._rows) // REFITTED * REFITTED
+        before = self._in_order[-1] // REFITTED * REFITTED
         if before not in self._shapes:
-            shape, numbers = DEFAULT, sorted(number for number in self._rows if number < before)
+            shape, numbers = DEFAULT, [number for number in self._in_order if number < before]
             if len(numbers) > 1:
                 rows, values = self._telling(numbers)
                 learned = _Process(rows, values, DEFAULT).learned

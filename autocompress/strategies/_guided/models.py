@@ -49,8 +49,8 @@ class Models:
         self._landscapes, self._epoch_s = landscapes, epoch_s
         self.costs = CostModel(landscapes)
         self.accuracy = AccuracyModel(landscapes, damages, epoch_steps)
-        self._fixed: dict[int, float] = {}
-        self._pace: dict[bool, dict[int, float]] = {False: {}, True: {}}
+        self._fixed = _Latest()
+        self._pace = {False: _Latest(), True: _Latest()}
 
     def learn(self, result: Result) -> None:
         """Take in a result."""
@@ -59,18 +59,18 @@ class Models:
         if not result.number:
             return
         trained_s = result.record.seconds.get("recover", 0.0)
-        self._fixed[result.number] = result.record.elapsed_s - trained_s
+        self._fixed.add(result.number, result.record.elapsed_s - trained_s)
         own = result.record.plan.recovery.epochs
         if own:
             expected_s = own * float(self._relative_epoch(result.architecture, result.point[None])[0])
             held = bool(is_held(self._landscapes[result.architecture], result.point[None])[0])
-            self._pace[held][result.number] = trained_s / max(expected_s * self._epoch_s, 1e-9)
+            self._pace[held].add(result.number, trained_s / max(expected_s * self._epoch_s, 1e-9))
 
     @property
     def fixed_s(self) -> float:
         """Seconds of a trial beside its training."""
-        latest = [seconds for _, seconds in sorted(self._fixed.items())[-LATEST:]]
-        return max(SHORTEST_S, float(np.median(latest))) if latest else FIXED_S
+        seconds = self._fixed.median
+        return FIXED_S if seconds is None else max(SHORTEST_S, seconds)
 
     def epoch_s(self, architecture: str, points: Array) -> Array:
         """Seconds of an epoch of points (points,)."""
@@ -81,8 +81,8 @@ class Models:
 
     def _pace_of(self, *, is_held: bool) -> float:
         """Seconds of an epoch over those expected, for models whose values are held to what a plan says or not."""
-        latest = [pace for _, pace in sorted(self._pace[is_held].items())[-LATEST:]]
-        return float(np.median(latest)) if latest else HELD_PACE if is_held else 1.0
+        pace = self._pace[is_held].median
+        return pace if pace is not None else HELD_PACE if is_held else 1.0
 
     def _relative_epoch(self, architecture: str, points: Array) -> Array:
         macs = self._landscapes[architecture].work(points).macs.sum(axis=1)
@@ -101,3 +101,21 @@ class Models:
             return np.column_stack([loss - OPTIMISM * deviation, *(np.log(costs[name][0]) for name in names)])
 
         return terms
+
+
+class _Latest:
+    """What was seen in the latest trials, in whatever order they ended."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, float] = {}
+
+    def add(self, number: int, value: float) -> None:
+        """Take in what was seen in a trial."""
+        self._values[number] = value
+        if len(self._values) > LATEST:
+            del self._values[min(self._values)]
+
+    @property
+    def median(self) -> float | None:
+        """The median; None if nothing was seen."""
+        return float(np.median(list(self._values.values()))) if self._values else None

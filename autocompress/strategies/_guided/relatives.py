@@ -46,25 +46,22 @@ def nearest(landscape: Landscape, points: Array, relatives: Sequence[Relative], 
     Returns:
         Numbers of trials (points,), 0 where none fits, and the epochs that count (points,).
     """
-    numbers, worth = np.zeros(len(points), np.int64), np.zeros(len(points))
     if not relatives or not len(landscape.sites):
-        return numbers, worth
+        return np.zeros(len(points), np.int64), np.zeros(len(points))
     turns = np.array([site.turn for site in landscape.sites])
-    own = points * landscape.early
-    hurt = landscape.one_hot(own) @ damage
-    is_student = landscape.architecture != ORIGINAL
-    for relative in relatives:
-        begun = relative.point * landscape.early
-        last = turns[begun > 0].max(initial=-1)
-        too_late = (own > 0) & (begun == 0) & (turns < last)
-        fits: Array = ((begun == 0) | (begun == own)).all(axis=1) & ~too_late.any(axis=1)
-        repaired = float((landscape.one_hot(begun[None]) @ damage)[0])
-        alike = repaired / np.maximum(hurt, 1e-12)
-        if is_student:  # its weights were trained from nothing
-            alike = 0.5 + 0.5 * np.where(hurt > 0, alike, 1.0)
-        counted = np.where(fits & (alike >= LEAST_ALIKE), relative.epochs * alike, 0.0)
-        better = counted > worth
-        numbers[better], worth[better] = relative.number, counted[better]
+    own, begun = points * landscape.early, np.array([relative.point for relative in relatives]) * landscape.early
+    hot, begun_hot = landscape.one_hot(own), landscape.one_hot(begun)
+    all_held = hot @ begun_hot.T == begun_hot.sum(axis=1)
+    is_before = turns[:, None] < np.where(begun > 0, turns, -1).max(axis=1)  # the last turn of a relative
+    comes_after = (own > 0) @ is_before.astype(float) <= ((begun > 0) * is_before.T).sum(axis=1)
+    hurt, repaired = hot @ damage, begun_hot @ damage
+    alike = repaired / np.maximum(hurt, 1e-12)[:, None]
+    if landscape.architecture != ORIGINAL:  # its weights were trained from nothing
+        alike = 0.5 + 0.5 * np.where(hurt[:, None] > 0, alike, 1.0)
+    epochs = np.array([relative.epochs for relative in relatives])
+    counted = np.where(all_held & comes_after & (alike >= LEAST_ALIKE), epochs * alike, 0.0)
+    best, worth = counted.argmax(axis=1), counted.max(axis=1)
+    numbers = np.where(worth > 0, np.array([relative.number for relative in relatives])[best], 0)
     return numbers, worth
 
 

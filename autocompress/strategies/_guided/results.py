@@ -77,10 +77,11 @@ class Results:
         self.by_number[result.number] = result
         if result.is_trained:
             insort(self._own, result.number)
-        self._all.add(result.record)
+        changed = self._all.add(result.record)
         if feasible([result.record], self._constraints, self.by_number[0].record.values):
-            self._allowed.add(result.record)
-        self._front = self._trained = None
+            changed |= self._allowed.add(result.record)
+        self._front = None if changed else self._front
+        self._trained = None
 
     @property
     def front(self) -> list[Result]:
@@ -122,12 +123,13 @@ class _Undominated:
         self._costs = np.empty((0, len(objectives)))
         self.records: list[Record] = []
 
-    def add(self, record: Record) -> None:
-        """Take in a complete record."""
+    def add(self, record: Record) -> bool:
+        """Take in a complete record; False if another beats it."""
         costs = np.array([objective.cost(record.values) for objective in self._objectives])
         equal = (self._costs == costs).all(axis=1)
         if ((self._costs <= costs).all(axis=1) & ~equal).any():
-            return
+            return False
         kept = ~(costs <= self._costs).all(axis=1) | equal
         self.records = [*(one for one, stays in zip(self.records, kept, strict=True) if stays), record]
         self._costs = np.vstack([self._costs[kept], costs])
+        return True

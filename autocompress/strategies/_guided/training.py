@@ -92,10 +92,11 @@ class Training:
         starts, before = nearest(landscape, points, relatives, damage)
         starts, before = np.where(trains, starts, 0), np.where(trains, before, 0.0)
         held = is_held(landscape, points)
+        trained = {0: b"", **{one.number: one.point[landscape.early].tobytes() for one in relatives}}
         done = np.array(
             [
-                start > 0 and self._is_alike(name, results.by_number[start].point, point)
-                for start, point in zip(starts.tolist(), points, strict=True)
+                start > 0 and trained[start] == early.tobytes()
+                for start, early in zip(starts.tolist(), points[:, landscape.early], strict=True)
             ],
             np.bool_,
         )
@@ -117,19 +118,22 @@ class Training:
             everyone: True for more training of all models whose weights are kept.
         """
         by_rung: dict[int, dict[int, Candidates]] = {}
+        longest_trained = self._longest_trained(results)
         known = {result.number for result in self.begins_with(results)}
         heirs = {result.number for result in results.front if result.start in known}
         for number in sorted(known | heirs):
             result = results.by_number[number]
-            more = self._promotion(result, results, longest=longest)
+            more = self._promotion(result, longest_trained, longest=longest)
             if more is not None:
                 by_rung.setdefault(self._rung(result), {})[number] = more
         for _, rung in sorted(by_rung.items()):
             count = len(rung) if everyone else math.ceil(len(rung) / ETA)
-            for result in _ranked([results.by_number[number] for number in rung], results, axes_of)[:count]:
+            for result in _best([results.by_number[number] for number in rung], count, results, axes_of):
                 yield rung[result.number]
 
-    def _promotion(self, result: Result, results: Results, *, longest: bool) -> Candidates | None:
+    def _promotion(
+        self, result: Result, longest_trained: Mapping[tuple[str, bytes], Result], *, longest: bool
+    ) -> Candidates | None:
         """More training of a model, from the weights of the longest training of its kind; None if it had all there is.
 
         Values alone that are held to what a plan says go on where they are.
@@ -140,13 +144,7 @@ class Training:
             return None
         begins, before = result, result.epochs
         if result.free or not result.is_trained:
-            alike = [
-                other
-                for other in self.begins_with(results)
-                if other.architecture == result.architecture
-                and self._is_alike(result.architecture, other.point, result.point)
-            ]
-            begins = max(alike, key=lambda other: (other.free, -other.number))
+            begins = longest_trained[self._trained_weights(result)]
             before = begins.free
         own = max(0, total - math.floor(before))
         if not own and bool(is_held(self._landscapes[result.architecture], result.point[None])[0]):
@@ -162,10 +160,17 @@ class Training:
             np.array([max(before + own, float(full))]),
         )
 
-    def _is_alike(self, architecture: str, one: Array, other: Array) -> bool:
-        """True if two points have the same trained weights but for restricted values."""
-        early = self._landscapes[architecture].early
-        return bool(np.array_equal(one[early], other[early]))
+    def _longest_trained(self, results: Results) -> dict[tuple[str, bytes], Result]:
+        """Of the models whose weights others may start from, the one of each kind that was trained longest."""
+        found: dict[tuple[str, bytes], Result] = {}
+        for result in sorted(self.begins_with(results), key=lambda one: (one.free, -one.number)):
+            found[self._trained_weights(result)] = result
+        return found
+
+    def _trained_weights(self, result: Result) -> tuple[str, bytes]:
+        """The same for models that have the same trained weights but for restricted values."""
+        landscape = self._landscapes[result.architecture]
+        return result.architecture, result.point[landscape.early].tobytes()
 
     def _rung(self, result: Result) -> int:
         """The rung that the training of a model has reached, from 0."""
@@ -189,14 +194,14 @@ def _full_epochs(landscape: Landscape, plan_of: PlanOf) -> int:
     return 0
 
 
-def _ranked(some: Sequence[Result], results: Results, axes_of: AxesOf) -> list[Result]:
-    """Results by non-domination rank, within a rank by what each adds to the volume of the others."""
+def _best(some: Sequence[Result], count: int, results: Results, axes_of: AxesOf) -> list[Result]:
+    """So many of some results, by non-domination rank, within a rank by what each adds to the volume of the others."""
     left = list(some)
     ranked: list[Result] = []
-    while left:
+    while left and len(ranked) < count:
         best = results.front_of(left)
         adds = exclusive_volumes(np.array([axes_of(result) for result in best]))
         ranked += [best[row] for row in np.argsort(-adds, kind="stable")]
         chosen = {result.number for result in best}
         left = [result for result in left if result.number not in chosen]
-    return ranked
+    return ranked[:count]
