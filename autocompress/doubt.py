@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -23,14 +24,17 @@ SLACK = 0.5
 """Share of the standard error of a loss by which a model has to be better, to be missed."""
 
 
+NOTHING: Mapping[int, float] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Likely:
     """A model of a front that allows for doubt.
 
     Args:
         record: The model.
-        confidence: Share of the draws in which no other of the front beats it, in [0, 1]; scores are drawn around what
-            is believed of models, where something is.
+        confidence: Share of the draws in which it is allowed and no other of the front beats it, in [0, 1]; scores are
+            drawn around what is believed of models, where something is.
     """
 
     record: Record
@@ -42,7 +46,8 @@ def likely_front(
     objectives: Sequence[Objective],
     constraints: Sequence[Constraint],
     metric: Objective,
-    believed: Mapping[int, float] = {},
+    *,
+    believed: Mapping[int, float] = NOTHING,
 ) -> tuple[Likely, ...]:
     """The front of all that obey the constraints, and what it would miss if scores had come out a little differently.
 
@@ -119,7 +124,10 @@ class _Draws:
     ) -> None:
         self._objectives, self._metric = objectives, metric
         self._constraints = [constraint for constraint in constraints if constraint.name == metric.name]
-        scores = drawn_scores((baseline, *records), metric.name)
+        all_of_them = (baseline, *records)
+        scores = drawn_scores(
+            [record.values[metric.name] for record in all_of_them], [record.fold_scores for record in all_of_them]
+        )
         self._baseline_scores, self._scores = scores[:, 0], scores[:, 1:]
         self._fixed = Reach(records, [objective for objective in objectives if objective.name != metric.name])
 
@@ -178,16 +186,18 @@ class _Draws:
         return found
 
 
-def drawn_scores(records: Sequence[Record], metric: str) -> Array:
-    """Scores of records as other samples of the same kind might give them (draws, records).
+def drawn_scores(scores: Sequence[float], folds: Sequence[tuple[float, ...]], *, seed: int = 0) -> Array:
+    """Scores of models as other samples of the same kind might give them (draws, models).
 
-    A score of which no parts are known stays as it is.
+    Args:
+        scores: Of each model.
+        folds: Scores on parts of the same samples; a score of which no parts are known stays as it is.
+        seed: Of the draws.
     """
-    scores = np.array([record.values[metric] for record in records])
-    parts = max((len(record.fold_scores) for record in records), default=0)
+    parts = max(map(len, folds), default=0)
     if parts < 2:
-        return np.tile(scores, (DRAWS, 1))
-    folds = np.array([record.fold_scores if len(record.fold_scores) == parts else (0.0,) * parts for record in records])
-    weights = np.random.default_rng(0).standard_normal((DRAWS, parts)) / np.sqrt(parts * (parts - 1))
-    drawn: Array = scores + weights @ (folds - folds.mean(axis=1, keepdims=True)).T
+        return np.tile(np.array(scores), (DRAWS, 1))
+    known = np.array([own if len(own) == parts else (0.0,) * parts for own in folds])
+    weights = np.random.default_rng(seed).standard_normal((DRAWS, parts)) / np.sqrt(parts * (parts - 1))
+    drawn: Array = np.array(scores) + weights @ (known - known.mean(axis=1, keepdims=True)).T
     return drawn

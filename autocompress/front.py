@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -152,3 +152,24 @@ def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -
         if top > point[-1]:
             total += (top - point[-1]) * hypervolume([p[:-1] for p in ordered[: index + 1]], reference[:-1])
     return total
+
+
+def growing_hypervolume(points: Iterable[Sequence[float] | None], reference: Sequence[float]) -> list[float]:
+    """The hypervolume after each of some points, all costs; None adds nothing.
+
+    >>> growing_hypervolume([(0.5, 0.5), None, (0.6, 0.6), (0.5, 0.25)], (1.0, 1.0))
+    [0.25, 0.25, 0.25, 0.375]
+    """
+    front: list[Sequence[float]] = []
+    found: list[float] = []
+    for point in points:
+        if point is None or any(_covers(other, point) for other in front):
+            found.append(found[-1] if found else 0.0)
+            continue
+        front = [other for other in front if not _covers(point, other)] + [point]
+        found.append(hypervolume(front, reference))
+    return found
+
+
+def _covers(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True))

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autocompress.doubt import likely_front
-from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
+from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
 from autocompress.measurement import Measurement
 from autocompress.plan import Plan
 from autocompress.point import confirmed, point_name
 from autocompress.probe import Probe, Sensitivity
-from autocompress.record import Confirmation, Proposal, Record, Trial
+from autocompress.record import TAKEN_UP, Confirmation, Proposal, Record, SplitScore, Trial
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus, is_disk_full
 from autocompress.screen import Screen
 from autocompress.snapshot import Observer, Phase, Snapshot
@@ -59,7 +59,7 @@ class Calls:
 
     run: Callable[[Trial, Screen], Future[Record]]
     look: Callable[[Probe], Future[Sensitivity]]
-    test_score: Callable[[Record], Future[dict[str, float]]]
+    test_score: Callable[[Record], Future[SplitScore]]
     remeasure: Callable[[tuple[Record, ...], float, float], Future[Remeasured]]
     kill: Callable[[], None]
 
@@ -121,7 +121,7 @@ class TrialTimes:
 
     def learn(self, record: Record) -> None:
         """Take in a finished trial."""
-        if record.status != "complete":
+        if record.status != "complete" or TAKEN_UP in record.details:
             return
         recover_s = record.seconds.get("recover", 0.0)
         self._fixed.append(record.elapsed_s - recover_s)
@@ -181,9 +181,14 @@ class SearchLoop:
         self._records = list(directory.records())
         self._confirmations = list(directory.confirmations())
         self._running: dict[Future[Record], Trial] = {}
-        self._looking: dict[Future[Sensitivity], Probe] = {}
+        self._looking: dict[Future[Sensitivity], tuple[Probe, float]] = {}
+        """What is looked at, and since when."""
+
         self._looked = list(directory.sensitivities())
         self._waiting: Trial | Probe | None = None
+        self._has_nothing = False
+        """True if the strategy had nothing to propose before what is at work has ended."""
+
         self._phase: Phase = "searching"
         self._baseline = next(record for record in self._records if record.number == 0)
         self._points = directory.write_front(self._records, self._confirmations)
@@ -212,7 +217,7 @@ class SearchLoop:
         """Start and collect trials; returns why it ended."""
         reason = ""
         while True:
-            while not reason and self._busy < self._config.workers:
+            while not reason and not self._has_nothing and self._busy < self._config.workers:
                 reason = self._start()
             if reason and self._busy and self._phase == "searching":
                 self._phase = "draining"
@@ -232,7 +237,7 @@ class SearchLoop:
         return len(self._running) + len(self._looking)
 
     def _start(self) -> str:
-        """Start the next trial or look at a change; returns why not, if not."""
+        """Start the next trial or look at a change; returns why not, if there is no more."""
         if self._interrupts.drain:
             return "asked to stop"
         limit = self._config.trials
@@ -241,7 +246,8 @@ class SearchLoop:
         if self._waiting is None:
             self._waiting = self._strategy.ask()
         if self._waiting is None:
-            return "the space holds nothing new"
+            self._has_nothing = self._busy > 0
+            return "" if self._has_nothing else "the space holds nothing new"
         if isinstance(self._waiting, Probe):
             return self._start_looking(self._waiting)
         trial = self._fitting(self._waiting)
@@ -257,7 +263,9 @@ class SearchLoop:
         if self._config.budget_s is not None and self._time_for_trials() < longest_s:
             return "the budget is spent"
         self._waiting = None
-        self._looking[self._calls.look(probe)] = probe
+        self._looking[self._calls.look(probe)] = probe, time.monotonic()
+        if len(self._looking) + len(self._looked) == 1:
+            self._tell("looking at single changes, for the sensitivity table")
         return ""
 
     def _time_for_trials(self) -> float:
@@ -292,27 +300,30 @@ class SearchLoop:
         """Wait a moment for trials to end and take in those that did."""
         pending: set[Future[Any]] = {*self._running, *self._looking}
         done, _ = wait(pending, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        self._has_nothing = self._has_nothing and not done
         for future in done & self._looking.keys():
-            self._note(future, self._looking.pop(future))
+            self._note(future, *self._looking.pop(future))
         for future in done & self._running.keys():
             self._take_in(self._finished(future, self._running.pop(future)))
         if not done:
             self._tell("")
 
-    def _note(self, future: Future[Sensitivity], probe: Probe) -> None:
+    def _note(self, future: Future[Sensitivity], probe: Probe, started: float) -> None:
         """Write an entry of the table down, then learn from it."""
+        seconds = time.monotonic() - started
         try:
             entry = future.result()
-        except DeviceUnavailable as error:  # nothing is known of the change, so that a resumed search looks again
+        except (DeviceUnavailable, MeasurementError) as error:  # nothing is known of it, so that a resume looks again
             self._tell(f"a change was not looked at: {one_line(error)}")
             return
         except BrokenExecutor as error:
-            entry = Sensitivity(probe, reason=f"the worker process died (out of memory?): {one_line(error)}")
+            reason = f"the worker process died (out of memory?): {one_line(error)}"
+            entry = Sensitivity(probe, reason=reason, seconds=seconds)
         except Exception as error:
             if is_disk_full(error):
                 raise
             self._directory.log("".join(traceback.format_exception(error)))
-            entry = Sensitivity(probe, reason=f"{type(error).__name__}: {one_line(error)}")
+            entry = Sensitivity(probe, reason=f"{type(error).__name__}: {one_line(error)}", seconds=seconds)
         entry = replace(entry, ended_s=self._clock.elapsed_s)
         self._directory.append(entry)
         self._looked.append(entry)
@@ -369,7 +380,7 @@ class SearchLoop:
             )
 
     def _drop(self, why: str) -> None:
-        """Kill what runs; it has no record, so a resumed search repeats it."""
+        """Kill what runs; it has no record, as if it had never been proposed."""
         if self._busy:
             names = ", ".join(str(trial.number) for trial in self._running.values()) or "none"
             self._directory.log(f"dropped running trials {names}: {why}")
@@ -381,12 +392,12 @@ class SearchLoop:
 
     def _confirm_s(self) -> float:
         """Seconds to keep for measuring the front together and scoring it on the test split."""
-        models = 1 + (1 + JOINING) * len(self._points[1])
-        return 2.0 + models * (0.4 + self._score_s() / self._config.workers)
+        return 2.0 + (1 + (1 + JOINING) * len(self._points[1])) * self._confirm_one_s()
 
-    def _score_s(self) -> float:
-        """Seconds of scoring one model, as the trials took on validation data."""
-        return max((record.seconds.get("score", 0.0) for record in self._records[-8:]), default=0.0)
+    def _confirm_one_s(self) -> float:
+        """Seconds of scoring a model, as the trials took on validation data, and of measuring it."""
+        score_s = max((record.seconds.get("score", 0.0) for record in self._records[-8:]), default=0.0)
+        return 0.4 + score_s / self._config.workers
 
     def _left_s(self) -> float:
         budget_s = self._config.budget_s
@@ -396,6 +407,7 @@ class SearchLoop:
         """Measure the front again together and score it on test data, until every point on it has been."""
         self._phase = "confirming"
         believed = self._strategy.believed()
+        self._renew(believed)
         for _ in range(3):
             missing = self._unconfirmed(believed)
             if not missing or self._interrupts.cancel:
@@ -410,12 +422,28 @@ class SearchLoop:
                 self._tell(f"the front stays as the trials measured it: a worker process died: {one_line(error)}")
                 return
 
+    def _renew(self, believed: Mapping[int, float]) -> None:
+        """Bring what earlier processes believed of confirmed models up to date, so that all goes by one belief."""
+        latest = {confirmation.number: confirmation for confirmation in self._confirmations}
+        for number, confirmation in latest.items():
+            now = believed.get(number)
+            if confirmation.believed is not None and now is not None and now != confirmation.believed:
+                renewed = replace(confirmation, believed=now, seconds=0.0)
+                self._directory.append(renewed)
+                self._confirmations.append(renewed)
+
     def _unconfirmed(self, believed: Mapping[int, float]) -> tuple[Record, ...]:
-        """The models of the front with no confirmation yet, and the baseline."""
+        """The models of the front with no confirmation yet, and the baseline.
+
+        Of those that are on it by belief alone no more than there is time for.
+        """
         config, known = self._config, {confirmation.number for confirmation in self._confirmations}
         final = confirmed(self._records, self._confirmations)
-        front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed)
-        wanted = {0, *(one.record.number for one in front)} - known
+        front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed=believed)
+        by_scores = {0, *(point.number for point in self._points[1])} - known
+        by_belief = [one.record.number for one in front if one.record.number not in by_scores | known]
+        room = math.floor(self._left_s() / self._confirm_one_s()) - len(by_scores)
+        wanted = {*by_scores, *by_belief[: max(0, room)]}
         return tuple(sorted((record for record in self._records if record.number in wanted), key=_number))
 
     def _confirm_some(self, records: tuple[Record, ...], believed: Mapping[int, float]) -> None:
@@ -435,8 +463,17 @@ class SearchLoop:
         self._await([measured])
         workers = min(self._config.workers, len(records))
         seconds = (workers * (scored_s - started_s) + self._clock.elapsed_s - scored_s) / len(records)
-        for score, (number, measurement, values) in zip(scores, measured.result(), strict=True):
-            confirmation = Confirmation(number, score.result(), measurement, values, seconds, believed.get(number))
+        for scored, (number, measurement, values) in zip(scores, measured.result(), strict=True):
+            score = scored.result()
+            confirmation = Confirmation(
+                number,
+                score.values,
+                measurement,
+                values,
+                test_fold_scores=score.fold_scores,
+                seconds=seconds,
+                believed=believed.get(number),
+            )
             self._directory.append(confirmation)
             self._confirmations.append(confirmation)
         self._points = self._directory.write_front(self._records, self._confirmations)

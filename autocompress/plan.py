@@ -149,9 +149,9 @@ class Plan:
         architecture: The original, or the name of a student.
         steps: Methods with their settings, each method once.
         recovery: How the compressed model is trained.
-        start: The plan whose trained weights this one begins with, carried out as far as weights are free: of the same
-            architecture, with some or all of the settings that this one has before values and numerics. None begins
-            with the weights of the architecture.
+        start: The plan whose trained weights this one begins with, carried out as far as weights are free or to the end
+            where both do the same and restrict values alone: of the same architecture, with some or all of the settings
+            that this one has before values and numerics. None begins with the weights of the architecture.
 
     >>> plan = Plan(steps=(Step("quantization", {"conv1": {"precision": "int8"}}),))
     >>> Plan.from_json(plan.to_json()) == plan

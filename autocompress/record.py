@@ -56,6 +56,10 @@ class Trial:
     proposal: Proposal = field(default_factory=lambda: Proposal("user"))
 
 
+TAKEN_UP = "taken_up"
+"""The detail of a record which says that weights of an earlier process were taken up: its seconds tell nothing."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One finished trial.
@@ -108,6 +112,19 @@ class Record:
 
 
 @dataclass(frozen=True)
+class SplitScore:
+    """What a finished model scored on a split; nothing where the task has none.
+
+    Args:
+        values: Metric name to its value.
+        fold_scores: The metric on parts of the split; empty where it can't be taken of parts.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    fold_scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Confirmation:
     """What the end of a search adds to a point of the front.
 
@@ -118,6 +135,7 @@ class Confirmation:
         test: Metric name to its value on the test split; empty where the task has none.
         measurement: The later, better measurement.
         values: The measured values that replace those of the record.
+        test_fold_scores: The metric on parts of the test split.
         seconds: Time of workers that scoring and measuring took.
         believed: The metric on validation data as the strategy believes in it, from this trial and all others; None
             if it has no belief.
@@ -128,6 +146,7 @@ class Confirmation:
     test: Mapping[str, float]
     measurement: Measurement
     values: Mapping[str, float]
+    test_fold_scores: tuple[float, ...] = ()
     seconds: float = 0.0
     believed: float | None = None
     kind: Literal["confirmation"] = "confirmation"

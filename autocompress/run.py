@@ -138,9 +138,9 @@ class Run:
         }
 
     def columns(self) -> tuple[Column, ...]:
-        """The columns that a table of the front has."""
+        """The columns that a table of the front has, or of the near misses where nothing obeys."""
         config = self.config
-        return point_columns(self.points, config.metric, config.is_percentage)
+        return point_columns(self.points or self.near_misses, config.metric, config.is_percentage)
 
     def _repr_html_(self) -> str:
         from autocompress.report.page import front_html

@@ -42,6 +42,9 @@ PHASES = ("free", "settled")
 SILENCE_S = 60.0
 """Seconds without a sign of life after which a search counts as dead, where its lock can't be tried."""
 
+NEAR_MISSES = 3
+"""Models that are named where none obeys the constraints."""
+
 CANCELLED = "cancelled"
 """The reason in the last sign of life of a search that was told twice to stop."""
 
@@ -382,15 +385,15 @@ class RunDirectory:
 
     def points(self) -> tuple[Point | None, tuple[Point, ...]]:
         """The baseline (None before it is measured) and the front, read from the records."""
-        lines = self.lines()
-        records = self.records()
-        confirmations = tuple(line for line in lines if isinstance(line, Confirmation))
-        return self._points(records, confirmations)
+        return self._points(self.records(), self.confirmations())
 
-    def near_misses(self, count: int = 3) -> tuple[Point, ...]:
+    def near_misses(self) -> tuple[Point, ...]:
         """The models nearest to the constraints, by the one that each breaks worst; none if some model obeys all."""
+        return self._near_misses(self.records(), self.confirmations())
+
+    def _near_misses(self, records: Sequence[Record], confirmations: Sequence[Confirmation]) -> tuple[Point, ...]:
         config = self.config
-        final = confirmed(self.records(), self.confirmations())
+        final = confirmed(records, confirmations)
         baseline = next((record for record in final if record.number == 0 and record.status == "complete"), None)
         if baseline is None or feasible(final, config.constraints, baseline.values):
             return ()
@@ -401,10 +404,11 @@ class RunDirectory:
         tried = [record for record in final if record.status == "complete" and record.number > 0]
         return tuple(
             replace(
-                make_point(record, baseline, self.confirmations(), config.metric, self.path / "front"),
+                make_point(record, baseline, confirmations, config.metric, self.path / "front"),
                 file=str(self.path / record.artifact.path),
+                plan=str((self.path / record.artifact.path).with_suffix(".json")),
             )
-            for record in sorted(tried, key=worst)[:count]
+            for record in sorted(tried, key=worst)[:NEAR_MISSES]
             if record.artifact is not None
         )
 
@@ -422,7 +426,7 @@ class RunDirectory:
             return make_point(record, baseline, confirmations, config.metric, folder, confidence=confidence)
 
         believed = {one.number: one.believed for one in confirmations if one.believed is not None}
-        front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed)
+        front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed=believed)
         return point(baseline), tuple(point(one.record, one.confidence) for one in front)
 
     def write_front(
@@ -437,6 +441,9 @@ class RunDirectory:
         if baseline is not None:
             with self._writing():
                 self._place_front(records, baseline, front)
+                by_number = {record.number: record for record in records}
+                for point in self._near_misses(records, confirmations):
+                    write_atomically(Path(point.plan), by_number[point.number].plan.to_json())
         return baseline, front
 
     def _place_front(self, records: Sequence[Record], baseline: Point, front: tuple[Point, ...]) -> None:

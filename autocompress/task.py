@@ -300,7 +300,7 @@ class Task:
         return np.concatenate(outputs), np.concatenate(targets)
 
     def fold_scores(self, outputs: Array, targets: Array) -> tuple[float, ...]:
-        """The metric on parts of the validation data, each every sixteenth sample; they say how far the whole is exact.
+        """The metric on parts of a split, each every sixteenth sample; they say how far the whole is exact.
 
         Args:
             outputs, targets: Of the whole (samples, …).
@@ -311,9 +311,7 @@ class Task:
         if len(outputs) < FOLDS * LEAST_IN_FOLD or len(outputs) != len(targets):
             return ()
         try:
-            return tuple(
-                self.evaluate(outputs[k::FOLDS], targets[k::FOLDS], "a part of validation") for k in range(FOLDS)
-            )
+            return tuple(self.evaluate(outputs[k::FOLDS], targets[k::FOLDS], "a part of the") for k in range(FOLDS))
         except (InvalidInput, TaskFailed):
             return ()
 

@@ -15,7 +15,7 @@ from autocompress.graph.view import LayerView
 from autocompress.measurement import Measurement
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import Record, Trial
+from autocompress.record import Record, SplitScore, Trial
 from autocompress.screen import Screen
 from autocompress.serialization import from_json, to_json
 from autocompress.space import SearchSpace
@@ -133,7 +133,7 @@ def look(assignment: Assignment, probe: Probe) -> Sensitivity:
     return run_probe(probe, _bench(assignment))
 
 
-def test_score(assignment: Assignment, record: Record) -> dict[str, float]:
+def test_score(assignment: Assignment, record: Record) -> SplitScore:
     """Score a finished model on the test split."""
     from autocompress.pipeline import score_test
 

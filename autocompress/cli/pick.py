@@ -24,7 +24,10 @@ def pick(
     ] = None,
     best: Annotated[
         str | None,
-        typer.Option(help="The value that decides among those left; by default the first objective of the search."),
+        typer.Option(
+            help="The value that decides among those left; by default what the weights of the search's objectives say, "
+            "else its first objective."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Copy the ONNX file here, and its plan beside it.")

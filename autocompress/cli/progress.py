@@ -111,7 +111,7 @@ def _bar(snapshot: Snapshot) -> RenderableType:
 
 def share_done(snapshot: Snapshot) -> float:
     """How much of the search is over, in [0, 1]: by time or by trials beside the baseline, whichever ends it first."""
-    done = snapshot.complete + snapshot.screened + snapshot.failed - (snapshot.baseline is not None)
+    done = snapshot.complete + snapshot.screened + snapshot.failed
     by_time = snapshot.elapsed_s / snapshot.budget_s if snapshot.budget_s else 0.0
     by_trials = done / snapshot.trial_limit if snapshot.trial_limit else 0.0
     return min(max(by_time, by_trials), 1.0)
@@ -120,7 +120,8 @@ def share_done(snapshot: Snapshot) -> float:
 def _counts(snapshot: Snapshot) -> Text:
     limit = f"; at most {snapshot.trial_limit}" if snapshot.trial_limit else ""
     done = f"{snapshot.complete} complete, {snapshot.screened} screened, {snapshot.failed} failed"
-    return Text(f"trials: {done}, {snapshot.running} running{limit}", overflow="fold")
+    looked = f"changes looked at: {snapshot.looked}; " if snapshot.looked else ""
+    return Text(f"{looked}trials: {done}, {snapshot.running} running{limit}", overflow="fold")
 
 
 def _highlights(snapshot: Snapshot, baseline: Point) -> Sequence[Text]:

@@ -11,7 +11,7 @@ from autocompress.formats import onnx_runtime
 from autocompress.measurement import Measurement
 from autocompress.pipeline.workbench import Workbench
 from autocompress.profile import Protocol
-from autocompress.record import Record
+from autocompress.record import Record, SplitScore
 from autocompress.screen import Screen
 
 QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
@@ -33,13 +33,15 @@ def values_of(measurement: Measurement, path: Path, screen: Screen | None) -> di
     }
 
 
-def score_test(record: Record, bench: Workbench) -> dict[str, float]:
-    """The metric of a finished model file on the test split; empty where the task has none."""
+def score_test(record: Record, bench: Workbench) -> SplitScore:
+    """The metric of a finished model file on the test split."""
     assert record.artifact is not None, "complete records have an artifact"
     if not bench.task.has_test:
-        return {}
+        return SplitScore()
     predict = onnx_runtime.predictor(bench.directory / record.artifact.path)
-    return {bench.task.the_metric.name: bench.task.score(predict, "test")}
+    outputs, targets = bench.task.outputs(predict, "test")
+    score = bench.task.evaluate(outputs, targets, "test")
+    return SplitScore({bench.task.the_metric.name: score}, bench.task.fold_scores(outputs, targets))
 
 
 def remeasure(

@@ -10,7 +10,7 @@ import numpy as np
 
 from autocompress.artifact import Artifact
 from autocompress.data import head
-from autocompress.errors import AutocompressError, DeviceUnavailable
+from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError
 from autocompress.formats import onnx_runtime, parity
 from autocompress.pipeline.measuring import QUICK, measure
 from autocompress.pipeline.models import build, finish, is_rebuilt, lower, settle
@@ -26,11 +26,12 @@ def run_probe(probe: Probe, bench: Workbench) -> Sensitivity:
 
     Raises:
         DeviceUnavailable: If there is nothing to measure on.
+        MeasurementError: If measuring it failed, which is no fault of the change.
     """
     started = time.perf_counter()
     try:
         entry = _run(probe, bench)
-    except DeviceUnavailable:
+    except (DeviceUnavailable, MeasurementError):
         raise
     except AutocompressError as error:
         entry = Sensitivity(probe, reason=f"{type(error).__name__}: {error}")

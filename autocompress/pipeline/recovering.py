@@ -22,7 +22,7 @@ from autocompress.pipeline.models import (
 )
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import Plan, Recovery, split_epochs
-from autocompress.record import Trial
+from autocompress.record import TAKEN_UP, Trial
 from autocompress.run_directory import PHASES
 
 if TYPE_CHECKING:
@@ -85,7 +85,11 @@ def recover_and_settle(bench: Workbench, model: nn.Module, trial: Trial) -> tupl
     if _goes_on(plan):
         assert plan.start is not None, "it goes on from there"
         earlier = Trial(0, plan.start, trial.seed)
-        model, _ = recover_and_settle(bench, begin(bench, plan.start, trial.seed), earlier)
+        if _saved_weights(bench, earlier, "settled").is_file():  # whatever it began with is over
+            model = settle(bench, model, plan, trial.seed)
+            _train(bench, model, earlier, _epochs(plan.start)[1], "settled")
+        else:
+            model, _ = recover_and_settle(bench, begin(bench, plan.start, trial.seed), earlier)
         return model, _train(bench, model, trial, held, "settled")
     if added_steps(plan):
         recalibrated(bench, model, trial.seed)
@@ -115,7 +119,7 @@ def _joined(first: dict[str, float], second: dict[str, float]) -> dict[str, floa
         return first or second
     best = first["epochs"] + second["best_epoch"] if second["best_epoch"] else first["best_epoch"]
     start, epochs = first["score_before_recovery"], first["epochs"] + second["epochs"]
-    return second | {"score_before_recovery": start, "best_epoch": best, "epochs": epochs}
+    return first | second | {"score_before_recovery": start, "best_epoch": best, "epochs": epochs}
 
 
 def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase: str) -> dict[str, float]:
@@ -138,7 +142,7 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
         load_model(model, str(saved))
         with safe_open(saved, "pt") as file:
             known: dict[str, float] = json.loads(file.metadata()["reached"])
-        return known
+        return known | {TAKEN_UP: 1.0}
     is_held = phase == "settled"
     recovery = replace(trial.plan.recovery, epochs=epochs)
     if is_held:

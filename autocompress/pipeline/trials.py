@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
 from autocompress.data import head
-from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError
+from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, one_line
 from autocompress.formats import onnx_runtime, parity
 from autocompress.graph.inspect import used_layers
 from autocompress.measurement import Measurement
@@ -35,9 +35,12 @@ PARITY_SAMPLES = 32
 
 SCREEN_SAMPLES = 8
 
+NO_MEMORY = "can't allocate memory"
+"""How torch's allocator of the processor says so, in an error of no kind of its own."""
+
 
 def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> Record:
-    """Carry out a trial; whatever goes wrong in it becomes a failed record with the reason.
+    """Carry out a trial; what its plan, the machine or its memory makes fail is a failed record with the reason.
 
     Args:
         trial: The plan to try.
@@ -52,8 +55,10 @@ def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> R
     except AutocompressError as error:
         forget_weights(bench, trial)
         record = Record(trial, "failed", reason=f"{type(error).__name__}: {error}")
-    except MemoryError as error:
-        record = Record(trial, "failed", reason=f"out of memory: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and NO_MEMORY not in str(error):
+            raise
+        record = Record(trial, "failed", reason=f"out of memory: {one_line(error)}")
     return replace(record, seconds=clock.seconds, machine=platform.node())
 
 
@@ -98,7 +103,8 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: _Stopwatc
     plan, seed = trial.plan, trial.seed
     with clock.stage("build"):
         model = begin(bench, plan.without_recovery(), seed)
-    if screen is not None and (plan.recovery.epochs or plan.recovery.sparsify_epochs):
+    goes_on = plan.start is not None and plan.start.steps == plan.steps  # what it starts from was measured
+    if screen is not None and not goes_on and (plan.recovery.epochs or plan.recovery.sparsify_epochs):
         with clock.stage("screen"):
             reason, values = _screen(bench, model, plan, seed, screen)
         if reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -26,6 +27,7 @@ class RunFacts:
         baseline: None before it is measured.
         front: The points of the front.
         sensitivities: Entries of the sensitivity table, in the order they were made.
+        test_fold_scores: Number of a trial to its scores on parts of the test split.
         confirming_s: Seconds that confirming the front took, one number for each model.
         folder: Where the page will lie; links are relative to it.
     """
@@ -37,6 +39,7 @@ class RunFacts:
     baseline: Point | None
     front: tuple[Point, ...]
     sensitivities: tuple[Sensitivity, ...]
+    test_fold_scores: Mapping[int, tuple[float, ...]]
     confirming_s: tuple[float, ...]
     folder: Path
 
@@ -45,15 +48,17 @@ class RunFacts:
         """The facts in a run directory, for a page in `folder`."""
         beat = directory.heartbeat
         baseline, front = directory.points()
+        confirmations = directory.confirmations()
         return cls(
             config=directory.config,
             status=beat.status if beat else "interrupted",
             elapsed_s=beat.elapsed_s if beat else 0.0,
-            records=confirmed(directory.records(), directory.confirmations()),
+            records=confirmed(directory.records(), confirmations),
             baseline=baseline,
             front=front,
             sensitivities=directory.sensitivities(),
-            confirming_s=tuple(confirmation.seconds for confirmation in directory.confirmations()),
+            test_fold_scores={one.number: one.test_fold_scores for one in confirmations},
+            confirming_s=tuple(one.seconds for one in confirmations),
             folder=folder,
         )
 

@@ -23,7 +23,7 @@ class Problem:
 
     Args:
         plan: Asks every knob and gives the plan.
-        policies: Answers and plans of the uniform policies, to be tried first.
+        policies: Answers and plans of the uniform policies, to be tried early, cheapest first.
         objectives, constraints: What is better, what is allowed.
         seed: For everything random; the same seed and the same results give the same plans.
         journal: File for Optuna's own view of the search.

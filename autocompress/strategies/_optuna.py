@@ -11,9 +11,6 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 from autocompress.objective import Constraint
@@ -21,6 +18,7 @@ from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Choice, Float, Knob, neutral
 from autocompress.strategies._base import Problem, SearchStrategy
+from autocompress.strategies._study import STATES, new_study
 
 ATTEMPTS = 20
 """Proposals of the sampler in a row that may repeat known plans before chance is asked."""
@@ -38,25 +36,13 @@ class OptunaStrategy(SearchStrategy):
     """
 
     def __init__(self, problem: Problem) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._problem = problem
         self._policies = list(problem.policies)
         self._seen: set[str] = {Plan().digest}
         self._next = 1
         self._running: dict[int, optuna.trial.Trial] = {}
         self._baseline: Mapping[str, float] = {}
-        lock = problem.journal.with_name(f"{problem.journal.name}.lock")
-        for left_over in (problem.journal, lock):  # Optuna waits for ever for the lock of a process that was killed
-            left_over.unlink(missing_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study: Study = optuna.create_study(
-                study_name="autocompress",
-                storage=JournalStorage(JournalFileBackend(str(problem.journal))),
-                directions=[StudyDirection[objective.direction.upper()] for objective in problem.objectives],
-                sampler=self.make_sampler(problem.seed),
-            )
-            self._study.set_metric_names([objective.name for objective in problem.objectives])
+        self._study = new_study(problem.journal, problem.objectives)
 
     @abstractmethod
     def make_sampler(self, seed: int) -> BaseSampler:
@@ -82,15 +68,15 @@ class OptunaStrategy(SearchStrategy):
         self._next = max(self._next, record.number + 1)
         if record.number == 0:
             self._baseline = record.values
-        state = {"complete": TrialState.COMPLETE, "screened": TrialState.PRUNED, "failed": TrialState.FAIL}
+        state = STATES[record.status]
         running = self._running.pop(record.number, None)
         if running is None:
-            self._study.add_trial(self._past(record, state[record.status]))
+            self._study.add_trial(self._past(record, state))
             return
         if record.status == "complete":
             for key, value in self._violations(record).items():
                 running.set_constraint(key, value)
-        self._study.tell(running, self._values(record), state[record.status])
+        self._study.tell(running, self._values(record), state)
 
     def _propose(self, number: int, source: str, attempt: int) -> Trial | None:
         """Ask the study once; None if the plan is known already."""

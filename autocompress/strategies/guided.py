@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -21,12 +21,12 @@ from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.costs import COSTS
 from autocompress.strategies._guided.models import Models
 from autocompress.strategies._guided.plans import Kind, kinds_of, plan_of
-from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace
+from autocompress.strategies._guided.policies import PolicySpace
 from autocompress.strategies._guided.results import Result, Results
 from autocompress.strategies._guided.solver import climb, everything, mutations, sweep
 from autocompress.strategies._guided.study import StudyView
 from autocompress.strategies._guided.table import Table
-from autocompress.strategies._guided.training import Training
+from autocompress.strategies._guided.training import Training, best_by_volume
 from autocompress.strategies._guided.worth import AtWork, Gained, believed_losses, gained, worth
 from autocompress.strategies._guided.yardstick import Yardstick
 
@@ -110,6 +110,7 @@ class Guided(SearchStrategy):
         self._tried: set[tuple[str, bytes]] = {(ORIGINAL, self._landscapes[ORIGINAL].neutral().tobytes())}
         self._promoted: set[int] = set()
         self._known_kinds: set[Kind] = set()
+        self._kinds_at_work: dict[int, set[Kind]] = {}
         self._next = 1
         self._elapsed_s = 0.0
         self._at_work: dict[int, AtWork] = {}
@@ -139,7 +140,9 @@ class Guided(SearchStrategy):
     def tell(self, record: Record) -> None:
         """Learn from a finished trial."""
         self._seen.add(record.plan.digest)
-        self._known_kinds |= kinds_of(record.plan)
+        self._kinds_at_work.pop(record.number, None)
+        if record.status == "complete":
+            self._known_kinds |= kinds_of(record.plan)
         self._next = max(self._next, record.number + 1)
         self._elapsed_s = max(self._elapsed_s, record.ended_s)
         self._at_work.pop(record.number, None)
@@ -185,13 +188,16 @@ class Guided(SearchStrategy):
 
     def _policy_of_new_kind(self) -> Trial | None:
         """The first policy with a kind of change that no trial has had yet: nothing is known of how it recovers."""
-        for answers, plan in () if self._is_late else self._policies:
+        if self._is_late:
+            return None
+        known = self._known_kinds.union(*self._kinds_at_work.values())
+        for answers, plan in self._policies:
             name, kinds = plan.architecture, kinds_of(plan)
-            if name == ORIGINAL and not kinds <= self._known_kinds:
-                self._known_kinds |= kinds
+            if name == ORIGINAL and not kinds <= known:
                 point = self._landscapes[name].point(answers)
                 trial = self._propose(self._first_rung(name, point[None], ["policy"]), 0)
                 if trial is not None:
+                    self._kinds_at_work[trial.number] = kinds
                     return trial
         return None
 
@@ -290,20 +296,34 @@ class Guided(SearchStrategy):
 
     def _promotions(self, *, everyone: bool = False) -> Iterator[Candidates]:
         """More training for the best of each rung that did not have it yet, or for everyone."""
-        found = self._training.promotions(self._results, self._axes_of, longest=self._is_late, everyone=everyone)
+        found = self._training.promotions(self._results, self._best_of_rung, longest=self._is_late, everyone=everyone)
         return (one for one in found if int(one.promotes[0]) not in self._promoted)
+
+    def _best_of_rung(self, some: Sequence[Result], count: int) -> Sequence[Result]:
+        """Who goes on: those that add most volume, or that are best by the weights of the objectives."""
+        yardstick = self._the_yardstick
+        if not yardstick.is_weighted:
+            return best_by_volume(some, count, self._results, self._axes_of)
+
+        def weighted(result: Result) -> float:
+            shares = {name: np.array([share]) for name, share in result.shares.items()}
+            return float(yardstick.weighted(np.array([result.loss]), shares)[0])
+
+        return sorted(some, key=lambda result: (weighted(result), result.number))[:count]
 
     def _near_front(self) -> Iterator[Points]:
         """Points near those of the front now, but for those near models that may yet become better by training.
 
         Changing a model that has had little training tells less of what it is worth than training it.
         """
+        if self._is_small:
+            return
         rng = np.random.default_rng(self._seed_of("local", self._next))
         parents: dict[str, list[Array]] = {}
         for result in self._results.front:
             if result.loss <= SETTLED_LOSS or self._is_settled(result):
                 parents.setdefault(result.architecture, []).append(result.point)
-        for name, points in () if self._is_small else parents.items():
+        for name, points in parents.items():
             if len(self._landscapes[name].sites):
                 near = mutations(self._landscapes[name], points, 96, rng)
                 yield name, near, ["local"] * len(near)
@@ -389,7 +409,7 @@ class Guided(SearchStrategy):
         return tuple(name for name in (ORIGINAL, *others) if len(self._landscapes[name].sites))
 
     def _policies_told(self, results: Results) -> list[tuple[Mapping[str, float | str], list[float]]]:
-        """Policies and costs of the latest results that are final."""
+        """Policies and costs of the results that are final."""
         final = [
             result
             for number, result in sorted(results.by_number.items())
@@ -400,7 +420,7 @@ class Guided(SearchStrategy):
                 self._policy_view.encode(result.architecture, result.point),
                 [objective.cost(result.record.values) for objective in self._problem.objectives],
             )
-            for result in final[-LATEST_RESULTS:]
+            for result in final
         ]
 
     # -- beliefs -------------------------------------------------------------------------------------------------
@@ -414,7 +434,7 @@ class Guided(SearchStrategy):
             architecture=name,
             point=point,
             epochs=before + epochs,
-            free=before + self._training.free_epochs(name, point, epochs),
+            free=self._training.free_epochs(name, point, before=before, own=epochs),
             start=int(attributes.get("start", 0)),
             loss=self._the_yardstick.loss(record.values[self._problem.the_metric.name]),
             shares=self._the_yardstick.shares(record.values),

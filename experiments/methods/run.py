@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
@@ -26,11 +24,10 @@ from autocompress.record import Record, Trial
 from autocompress.serialization import to_json, write_atomically
 from autocompress.task import Task
 from experiments.methods.settings import SETTINGS, Setting, plan_of
-from experiments.provenance import commit
+from experiments.provenance import commit, machine, versions
 from experiments.training import cache_folder
 
 RECORDS = Path(__file__).parent / "records"
-PACKAGES = ("autocompress", "torch", "onnx", "onnxruntime", "numpy")
 
 
 @dataclass(frozen=True)
@@ -114,8 +111,8 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> Cell:
         recovered,
         f"{options.epochs or 'all'} epochs, {options.limit or 'all'} samples" if _is_short(options) else "",
         bench.profile.name,
-        f"{platform.node()} {platform.machine()} {bench.profile.cpu}".strip(),
-        {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        machine(bench.profile),
+        versions(),
         commit(),
     )
 
@@ -131,7 +128,7 @@ def _plan(setting: Setting, bench: Workbench, epochs: int | None) -> Plan:
 def _outcome(record: Record, bench: Workbench) -> Outcome:
     if record.status != "complete":
         return Outcome(None, record)
-    return Outcome(score_test(record, bench)[bench.task.the_metric.name], record)
+    return Outcome(score_test(record, bench).values[bench.task.the_metric.name], record)
 
 
 def _shortened(task: Task, limit: int | None) -> Task:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +127,6 @@ def main() -> None:
 
 
 def _original_alone(space: SearchSpace) -> SearchSpace:
-    from dataclasses import replace
-
     return replace(space, widths=(), depths=(), students=False, policies=space.policies[:2])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, RandomSampler, TPESampler
 
 from autocompress.front import pareto_front
 from autocompress.plan import Scalar
@@ -61,7 +61,7 @@ class UniformThenLocal(OptunaStrategy):
 
     def make_sampler(self, seed: int) -> BaseSampler:
         """Answers what local search leaves open."""
-        return STRATEGIES["random"].make_sampler(self, seed)  # type: ignore[attr-defined, no-any-return]
+        return RandomSampler(seed=seed)
 
     def ask(self) -> Trial | None:
         """A policy, else a change of a model of the front."""
@@ -104,26 +104,30 @@ class Contender:
         make: Builds it.
         policies: Whether it is given the uniform policies to begin with.
         screens: Whether plans are measured before they are trained, and dropped where the front has better ones.
+        of_training: Whether it differs from another only where models are trained.
     """
 
     make: Callable[[Problem], SearchStrategy]
     policies: bool = False
     screens: bool = True
+    of_training: bool = False
 
 
 CONTENDERS: dict[str, Contender] = {
     "random": Contender(STRATEGIES["random"]),
     "tpe_univariate": Contender(UnivariateTPE),
-    "tpe": Contender(STRATEGIES["tpe"]),
+    "tpe_multivariate": Contender(STRATEGIES["tpe"]),
     "nsga2": Contender(STRATEGIES["nsga2"]),
     "nsga3": Contender(NSGA3),
     "gp": Contender(GP),
-    "policies_tpe": Contender(STRATEGIES["tpe"], policies=True),
+    "tpe_with_policies": Contender(STRATEGIES["tpe"], policies=True),
     "uniform_local": Contender(UniformThenLocal, policies=True),
     "guided": Contender(Guided, policies=True),
     "guided_without_table": Contender(lambda problem: Guided(problem, Parts(table=False)), policies=True),
     "guided_without_refit": Contender(lambda problem: Guided(problem, Parts(refit=False)), policies=True),
     "guided_without_uniform": Contender(lambda problem: Guided(problem, Parts(uniform=False)), policies=True),
-    "guided_without_inheritance": Contender(lambda problem: Guided(problem, Parts(inheritance=False)), policies=True),
-    "guided_without_screening": Contender(Guided, policies=True, screens=False),
+    "guided_without_inheritance": Contender(
+        lambda problem: Guided(problem, Parts(inheritance=False)), policies=True, of_training=True
+    ),
+    "guided_without_screening": Contender(Guided, policies=True, screens=False, of_training=True),
 }

@@ -9,10 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from autocompress.devices import resolve_profile
+from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.front import pareto_front
 from autocompress.landscapes import landscape
 from autocompress.objective import make_objectives
@@ -30,8 +32,14 @@ from autocompress.space import SearchSpace, load_space
 from autocompress.strategies._base import Problem
 from autocompress.task import Task
 
+SCREEN_S = 0.4
+"""Seconds of measuring a plan before it is trained, alike for all that do so, whoever evaluated the plan first."""
+
 IMAGES = 400
 """Images that a plan of ResNet-20 is scored on; the weights have not seen them."""
+
+
+Found = TypeVar("Found", Record, Sensitivity)
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class Arena:
     """A network with all that was ever found out about its plans.
 
     Every plan is compressed, trained if the network is, exported, scored and measured once; strategies that come to the
-    same plan get the same record. Several processes may share a folder.
+    same plan get the same record. Several processes may share a folder: each sees what the others have found, and of
+    two that evaluate a plan at the same time the first is believed.
 
     Args:
         name: Of the network.
@@ -92,29 +101,27 @@ class Arena:
         network = NETWORKS[name]
         self.name, self.folder = name, folder / name
         (self.folder / f"work-{os.getpid()}" / "artifacts").mkdir(parents=True, exist_ok=True)
+        self._epochs = network.epochs
         self._space = resolve_epochs(network.space(), network.epochs)
         protocol = Protocol(min_cpu_s=0.08, max_cpu_s=0.3, interval=0.02)
-        self._profile = replace(resolve_profile("local"), protocol=protocol)
-        self._bench = Workbench(network.task(), self._profile, self.folder / f"work-{os.getpid()}")
+        self.profile = replace(resolve_profile("local"), protocol=protocol)
+        self._bench = Workbench(network.task(), self.profile, self.folder / f"work-{os.getpid()}")
         self._known: dict[str, Record | Sensitivity] = {}
-        for path in sorted(self.folder.glob("evaluations-*.jsonl")):
-            self._known |= dict(_read(path))
+        self._read_until: dict[Path, int] = {}
         self._file = self.folder / f"evaluations-{os.getpid()}.jsonl"
+        self._parents: set[str] = set()
         self.spent_s = 0.0
         self.baseline = self._begin()
 
     def _begin(self) -> Record:
         own = run_baseline(Trial(0, Plan()), self._bench)  # also makes the file that others are measured against
-        kept = self._known.get(_key(Plan()))
-        if isinstance(kept, Record):
-            return kept
-        self._keep(own)
-        return own
+        kept = self._find(_key(Plan()))
+        return kept if isinstance(kept, Record) else self._keep(own)
 
     @cached_property
     def _survey(self) -> Problem:
         models, _ = survey_architectures(self._bench, self._space)
-        plan = planner(self._space, models, self._profile)
+        plan = planner(self._space, models, self.profile)
         metric = self._bench.task.the_metric
         epoch_s = epoch_seconds(self._bench.task.build_model(), self._bench.lessons, None)
         return Problem(
@@ -125,15 +132,21 @@ class Arena:
             seed=0,
             journal=Path(),
             is_percentage=metric.is_percentage,
-            landscapes={name: landscape(self._space, plan, view, self._profile) for name, view in models.items()},
+            landscapes={name: landscape(self._space, plan, view, self.profile) for name, view in models.items()},
             epoch_s=epoch_s,
             epoch_steps=self._bench.lessons.steps,
         )
 
-    def problem(self, seed: int, journal: Path, *, policies: bool) -> Problem:
+    @property
+    def trains(self) -> bool:
+        """True if models are trained after they were compressed."""
+        return self._epochs > 0
+
+    def problem(self, seed: int, journal: Path, *, policies: bool, trials: int) -> Problem:
         """What a strategy searches."""
         survey = self._survey
-        return replace(survey, seed=seed, journal=journal, policies=survey.policies if policies else ())
+        own = survey.policies if policies else ()
+        return replace(survey, seed=seed, journal=journal, policies=own, trials=trials)
 
     def evaluate(self, trial: Trial, screen: Screen | None) -> Record:
         """The record of a trial, from the evaluation of its plan.
@@ -142,24 +155,26 @@ class Arena:
             trial: What to try.
             screen: What a plan has to beat before it is trained; None trains in any case. What comes of it is not kept.
         """
-        kept = self._known.get(_key(trial.plan))
+        kept = self._find(_key(trial.plan))
         if not isinstance(kept, Record):
             record = run_trial(replace(trial, seed=0), self._bench, screen)
             if record.status == "screened":
                 self.spent_s += record.elapsed_s
                 return replace(record, trial=trial)
             latency = record.values.get("latency_ratio", 1.0) * self.baseline.values["latency_ms"]
-            kept = replace(record, values={**record.values, "latency_ms": latency}) if record.values else record
+            record = replace(record, values={**record.values, "latency_ms": latency}) if record.values else record
             with suppress(FileNotFoundError):
                 self._bench.artifact_path(trial.plan).unlink()
-            self._keep(kept)
-        untrained_s = kept.seconds.get("build", 0.0) + kept.seconds.get("screen", 0.0)
-        reason = screen.verdict(kept.values) if screen and kept.plan.recovery.epochs and kept.values else ""
+            kept = record if _is_passing(record) else self._keep(record)
+        looks_first = screen is not None and kept.plan.recovery.epochs > 0
+        untrained = {"build": kept.seconds.get("build", 0.0), "screen": SCREEN_S * looks_first}
+        reason = screen.verdict(kept.values) if screen and looks_first and kept.values else ""
         if reason:
-            self.spent_s += untrained_s
-            return Record(trial, "screened", reason=reason, values=kept.values, seconds={"screen": untrained_s})
-        self.spent_s += kept.elapsed_s
-        return replace(kept, trial=trial)
+            self.spent_s += sum(untrained.values())
+            return Record(trial, "screened", reason=reason, values=kept.values, seconds=untrained)
+        record = replace(kept, trial=trial, seconds={**kept.seconds, **untrained})
+        self.spent_s += record.elapsed_s
+        return record
 
     def screen(self, records: Sequence[Record]) -> Screen:
         """What plans have to beat after some trials."""
@@ -168,39 +183,59 @@ class Arena:
         return Screen(objectives, (), metric.name, metric.direction == "maximize", self.baseline.values, front)
 
     def forget_weights(self, needed: Collection[str]) -> None:
-        """Delete trained weights but those of some plans, by digest."""
-        RunDirectory(self._bench.directory).forget_weights(needed)
+        """Delete trained weights but those of plans that some strategy began with, or may begin with, by digest."""
+        self._parents.update(needed)
+        RunDirectory(self._bench.directory).forget_weights(self._parents)
 
     def look(self, probe: Probe) -> Sensitivity:
         """The entry of the table for a change."""
-        key = f"probe-{_key(probe.plan)}"
-        kept = self._known.get(key)
+        kept = self._find(f"probe-{_key(probe.plan)}")
         if not isinstance(kept, Sensitivity):
-            kept = run_probe(probe, self._bench)
-            self._keep(kept)
+            kept = self._keep(run_probe(probe, self._bench))
         self.spent_s += kept.seconds
         return replace(kept, probe=probe)
 
-    def _keep(self, found: Record | Sensitivity) -> None:
-        if isinstance(found, Record):
-            found = replace(found, measurement=None)  # samples fill files and are not looked at here
-            self._known[_key(found.plan)] = found
-        else:
-            self._known[f"probe-{_key(found.plan)}"] = found
-        with self._file.open("a") as file:
-            file.write(to_json(found) + "\n")
+    def _find(self, key: str) -> Record | Sensitivity | None:
+        """What is known of a plan, here or by other processes."""
+        if key not in self._known:
+            for path in sorted(self.folder.glob("evaluations-*.jsonl")):
+                for other, found in self._new_lines(path):
+                    self._known.setdefault(other, found)
+        return self._known.get(key)
 
-
-def _key(plan: Plan) -> str:
-    return digest(plan)
-
-
-def _read(path: Path) -> Iterator[tuple[str, Record | Sensitivity]]:
-    for line in path.read_text().splitlines():
-        with suppress(ValueError):  # a line that another process is writing
+    def _new_lines(self, path: Path) -> Iterator[tuple[str, Record | Sensitivity]]:
+        """Whole lines of a file that were not read yet."""
+        with path.open("rb") as file:
+            file.seek(self._read_until.get(path, 0))
+            lines = file.read().rpartition(b"\n")[0].splitlines(keepends=True)
+        for line in lines:
+            self._read_until[path] = self._read_until.get(path, 0) + len(line)
             if json.loads(line)["kind"] == "sensitivity":
                 entry = from_json(Sensitivity, line)
                 yield f"probe-{_key(entry.plan)}", entry
             else:
                 record = from_json(Record, line)
                 yield _key(record.plan), record
+
+    def _keep(self, found: Found) -> Found:
+        """Write an evaluation down, without its samples, which fill files and are not looked at here."""
+        if isinstance(found, Record):
+            measured = found.measurement and replace(found.measurement, samples=None, reference_samples=None)
+            found = replace(found, measurement=measured)
+            key = _key(found.plan)
+        else:
+            key = f"probe-{_key(found.plan)}"
+        self._known[key] = found
+        with self._file.open("a") as file:
+            file.write(to_json(found) + "\n")
+        return found
+
+
+def _key(plan: Plan) -> str:
+    return digest(plan)
+
+
+def _is_passing(record: Record) -> bool:
+    """True if a trial failed for what is no fault of its plan."""
+    passing = (DeviceUnavailable.__name__, MeasurementError.__name__, "out of memory")
+    return record.status == "failed" and record.reason.startswith(passing)

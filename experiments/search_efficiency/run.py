@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
 from autocompress.probe import Probe
+from experiments.provenance import commit, machine, versions
 from experiments.search_efficiency.contenders import CONTENDERS
 from experiments.search_efficiency.problems import NETWORKS, Arena
 
@@ -36,8 +37,11 @@ def main() -> None:
     (chosen.records / chosen.network).mkdir(parents=True, exist_ok=True)
     values = json.dumps(dict(arena.baseline.values))
     (chosen.records / chosen.network / "baseline.json").write_text(values + "\n")
+    names = [name for name in chosen.strategy if arena.trains or not CONTENDERS[name].of_training]
+    state = {"commit": commit(), "versions": versions(), "machine": machine(arena.profile)}
+    (chosen.records / chosen.network / "state.json").write_text(json.dumps(state, indent=1) + "\n")
     for seed in chosen.seeds:
-        for name in chosen.strategy:
+        for name in names:
             path = chosen.records / chosen.network / f"{name}-{seed}.jsonl"
             if not path.is_file():
                 lines = compete(arena, name, seed, chosen.trials)
@@ -50,7 +54,7 @@ def compete(arena: Arena, name: str, seed: int, trials: int) -> list[dict[str, o
     lines: list[dict[str, object]] = []
     probes, spent_s, asking_s = 0, 0.0, 0.0
     with tempfile.TemporaryDirectory() as folder:
-        problem = arena.problem(seed, Path(folder) / "study.journal", policies=contender.policies)
+        problem = arena.problem(seed, Path(folder) / "study.journal", policies=contender.policies, trials=trials)
         strategy = contender.make(problem)
         strategy.tell(arena.baseline)
         records = [arena.baseline]

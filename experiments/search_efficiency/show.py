@@ -19,12 +19,15 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
 from autocompress.data import Array
+from autocompress.front import growing_hypervolume
 from experiments.search_efficiency.contenders import CONTENDERS
-from experiments.volumes import volumes
 
 HERE = Path(__file__).parent
 REFERENCES = (0.02, 0.10)
 """Losses of accuracy at which a model is worth nothing."""
+
+UNIT = (1.0, 1.0, 1.0)
+"""The corner up to which volumes count: such a loss, the baseline's latency and its size."""
 
 MARKS = (30, 100, 300)
 
@@ -37,6 +40,8 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     chosen = parser.parse_args()
     folder = chosen.records / chosen.network
+    if not (folder / "baseline.json").is_file():
+        sys.exit(f"{folder}: no records; run.py --network {chosen.network} makes some")
     baseline = json.loads((folder / "baseline.json").read_text())
     runs = {name: read(folder, name) for name in CONTENDERS}
     runs = {name: found for name, found in runs.items() if found}
@@ -67,25 +72,28 @@ def volumes_of(trials: Sequence[Mapping[str, Any]], baseline: Mapping[str, float
         else None
         for trial in trials
     ]
-    return np.array(volumes(points))
+    return np.array(growing_hypervolume(points, UNIT))
 
 
 def table(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str, float], reference: float) -> str:
-    """Mean and standard deviation over seeds after 30, 100 and 300 trials."""
+    """Mean and standard deviation over seeds after some numbers of trials."""
     heads = " | ".join(f"{mark} trials" for mark in MARKS)
     lines = [
         f"\nHypervolume with a loss of {100 * reference:g} points as the reference:\n",
-        f"| strategy | seeds | {heads} | seconds of evaluating 30 trials |",
-        "|---|--:|" + "--:|" * (len(MARKS) + 1),
+        f"| strategy | seeds | {heads} | looks beside {MARKS[0]} trials | seconds of evaluating both |",
+        "|---|--:|" + "--:|" * (len(MARKS) + 2),
     ]
     for name, seeds in runs.items():
         curves = [volumes_of(trials, baseline, reference) for trials in seeds]
         cells = []
         for mark in MARKS:
             values = [curve[mark - 1] for curve in curves if len(curve) >= mark]
-            cells.append(f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else "–")
-        spent = np.mean([trials[min(29, len(trials) - 1)]["spent_s"] for trials in seeds])
-        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} | {spent:.0f} |")
+            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+            fewer = f" ({len(values)} seeds)" if 0 < len(values) < len(seeds) else ""
+            cells.append(f"{np.mean(values):.3f}{spread}{fewer}" if values else "–")
+        first = [trials[min(MARKS[0], len(trials)) - 1] for trials in seeds]
+        looks, spent = (np.mean([trial[what] for trial in first]) for what in ("probes", "spent_s"))
+        lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} | {looks:.0f} | {spent:.0f} |")
     return "\n".join(lines)
 
 

@@ -21,12 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wh
 
 from autocompress.doubt import likely_front
 from autocompress.duration import parse_duration
+from autocompress.front import growing_hypervolume
 from autocompress.objective import Objective
 from autocompress.probe import Probe
 from autocompress.record import Record, Trial
 from autocompress.strategies import STRATEGIES, SearchStrategy
 from experiments.simulated.worlds import LATENCY_MS, LOOK_S, SIZE_BYTES, World
-from experiments.volumes import volumes
+
+UNIT = (1.0, 1.0, 1.0)
+"""The corner up to which volumes count: two points, the baseline's latency and its size."""
 
 MARKS = (0.1, 0.25, 0.5, 1.0)
 """Shares of the budget at which one looks."""
@@ -105,13 +108,15 @@ def search(world: World, strategy: SearchStrategy) -> Found:
         records.append(replace(world.run(ended), ended_s=now_s))
         ended_s.append(now_s)
         strategy.tell(records[-1])
-    true = volumes([_costs(record, world.loss(record.plan)) for record in records])
+    true = growing_hypervolume([_costs(record, world.loss(record.plan)) for record in records], UNIT)
     at = [max(value for value, end_s in zip(true, ended_s, strict=True) if end_s <= mark * budget_s) for mark in MARKS]
     baseline = records[0].values["accuracy"]
-    scored = volumes([_costs(record, 100 * (baseline - record.values["accuracy"])) for record in records])
+    scored = growing_hypervolume(
+        [_costs(record, 100 * (baseline - record.values["accuracy"])) for record in records], UNIT
+    )
     metric = Objective("accuracy", "maximize")
-    front = likely_front(records, world.problem.objectives, (), metric, strategy.believed())
-    delivered = volumes([_costs(one.record, world.loss(one.record.plan)) for one in front])
+    front = likely_front(records, world.problem.objectives, (), metric, believed=strategy.believed())
+    delivered = growing_hypervolume([_costs(one.record, world.loss(one.record.plan)) for one in front], UNIT)
     return Found(len(records) - 1, tuple(at), scored[-1], delivered[-1], asking_s)
 
 

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
@@ -24,8 +24,13 @@ from autocompress.report.sections.time_spent import spent_by_stage
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import to_json, write_atomically
 from autocompress.snapshot import Snapshot
+from autocompress.space import SearchSpace, load_space
 from autocompress.strategies import STRATEGIES
+from autocompress.task import load_task
 from experiments.provenance import commit
+
+ALONE = "tpe_alone"
+"""Optuna's multivariate TPE without the uniform policies that each of our strategies begins with."""
 
 EXPERIMENTS, HERE = Path(__file__).resolve().parents[1], Path(__file__).parent
 
@@ -75,7 +80,7 @@ class Search:
 
     Args:
         task, metric, direction, is_percentage: What was compressed and how it is scored.
-        strategy, seed, budget_s, workers: How.
+        strategy, seed, budget_s, workers: How; the strategy may be `tpe_alone`.
         elapsed_s: Wall time that it took.
         cpu, machine, versions, commit: Where, and by what.
         baseline: The original.
@@ -108,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=("digits", "fsdd", "cifar10", "banking77"), required=True)
     parser.add_argument("--budget", required=True, help="of each search, such as 10m")
-    parser.add_argument("--strategy", nargs="+", choices=sorted(STRATEGIES), default=["guided", "tpe"])
+    parser.add_argument("--strategy", nargs="+", choices=sorted([*STRATEGIES, ALONE]), default=["guided", "tpe"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--data", help="folder with the data sets")
     parser.add_argument("--runs", type=Path, help="folder where run directories are kept; by default they are not")
@@ -116,6 +121,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.data:
         os.environ["AUTOCOMPRESS_DATA"] = chosen.data
+    state = commit()
+    load_task(_task(chosen.task)).build_model()  # some tasks train their model on first use, which is no search
     minutes = f"{parse_duration(chosen.budget) / 60:g}m"
     for seed in chosen.seeds:
         for strategy in chosen.strategy:
@@ -128,21 +135,39 @@ def main() -> None:
                 if (output / "run.json").is_file():
                     run = autocompress.resume(output, observer=_say)
                 else:
-                    task = str(EXPERIMENTS / chosen.task / "task.py")
+                    own, space = _way(strategy)
                     run = autocompress.search(
-                        task, budget=chosen.budget, strategy=strategy, seed=seed, output=output, observer=_say
+                        _task(chosen.task),
+                        budget=chosen.budget,
+                        space=space,
+                        strategy=own,
+                        seed=seed,
+                        output=output,
+                        observer=_say,
                     )
                 if run.status != "complete":
                     sys.exit(f"{path.stem}: the search is {run.status}; no record is written")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, to_json(told(output), indent=1).encode() + b"\n")
+                write_atomically(path, to_json(told(output, strategy, state), indent=1).encode() + b"\n")
 
 
-def told(run: Path) -> Search:
+def _task(name: str) -> str:
+    return str(EXPERIMENTS / name / "task.py")
+
+
+def _way(name: str) -> tuple[str, SearchSpace]:
+    """A strategy and the space that it is given."""
+    space = load_space("joint")
+    return ("tpe", replace(space, policies=())) if name == ALONE else (name, space)
+
+
+def told(run: Path, strategy: str, commit: str) -> Search:
     """What a run directory says, without models.
 
     Args:
         run: Of a search that has ended.
+        strategy: What it is called here.
+        commit: Of the code that searched.
     """
     directory = RunDirectory.open(run)
     config, heartbeat, (baseline, front) = directory.config, directory.heartbeat, directory.points()
@@ -154,7 +179,7 @@ def told(run: Path) -> Search:
         metric=config.metric,
         direction=config.direction,
         is_percentage=config.is_percentage,
-        strategy=config.strategy,
+        strategy=strategy,
         seed=config.seed,
         budget_s=config.budget_s or 0.0,
         workers=config.workers,
@@ -162,7 +187,7 @@ def told(run: Path) -> Search:
         cpu=config.profile.cpu,
         machine=platform.node(),
         versions=dict(config.versions),
-        commit=commit(),
+        commit=commit,
         baseline=_model(baseline, config.metric),
         front=tuple(_model(point, config.metric) for point in front),
         trials=tuple(_tried(record, baseline, config.metric) for record in directory.records() if record.number),

@@ -17,17 +17,20 @@ from matplotlib import pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
 from autocompress.data import Array
+from autocompress.front import growing_hypervolume
 from autocompress.objective import Objective
 from autocompress.serialization import from_json
-from experiments.volumes import volumes
-from experiments.wall_clock.run import Model, Search
+from experiments.wall_clock.run import ALONE, Model, Search
 
 HERE = Path(__file__).parent
 REFERENCE = 2.0
 """Loss at which a model is worth nothing: in points for shares, in percent of the baseline's for other metrics."""
 
-OURS, OTHER = "guided", "tpe"
-COLORS = {OURS: "tab:blue", OTHER: "tab:orange"}
+UNIT = (1.0, 1.0, 1.0)
+"""The corner up to which volumes count: that loss, the baseline's latency and its size."""
+
+OURS, OTHERS = "guided", ("tpe", ALONE)
+COLORS = {OURS: "tab:blue", "tpe": "tab:orange", ALONE: "tab:gray"}
 
 Key = tuple[str, float, int]
 """Task, budget in seconds and seed."""
@@ -48,8 +51,8 @@ def main() -> None:
     for search in found:
         runs.setdefault((search.task, search.budget_s, search.seed), {})[search.strategy] = search
     print(
-        f"| task | budget | seed | {OURS} | {OTHER} | ratio | {OURS} passes {OTHER} at | on test: {OURS} | {OTHER} |\n"
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+        f"| task | budget | seed | {OURS} | other | ratio | {OURS} passes its end at | on test: {OURS} | other |\n"
+        "|---|--:|--:|--:|---|--:|--:|--:|--:|"
     )
     for key, by_strategy in sorted(runs.items()):
         for row in rows(key, by_strategy):
@@ -59,20 +62,22 @@ def main() -> None:
 
 
 def rows(key: Key, runs: Mapping[str, Search]) -> Iterator[str]:
-    """The row of a task and seed that both strategies had; runs on unlike machines are not compared."""
-    if not {OURS, OTHER} <= runs.keys():
+    """A row for each strategy that ours is compared with; runs on unlike machines are not compared."""
+    if OURS not in runs:
         return
-    ours, other = runs[OURS], runs[OTHER]
-    if (ours.cpu, ours.workers) != (other.cpu, other.workers):
-        raise SystemExit(f"{key}: {ours.cpu} × {ours.workers} and {other.cpu} × {other.workers} can't be compared")
-    task, budget_s, seed = key
+    ours, (task, budget_s, seed) = runs[OURS], key
     moments, curve = over_time(ours)
-    end = over_time(other)[1][-1]
-    passed = moments[curve > end]
-    when = f"{passed[0] / budget_s:.2f} of the time" if len(passed) else "never"
-    ratio = f"{curve[-1] / end:.2f}" if end else "–"
-    tests = " | ".join(f"{on_test(search):.3f}" for search in (ours, other))
-    yield f"| {task} | {budget_s / 60:g} min | {seed} | {curve[-1]:.3f} | {end:.3f} | {ratio} | {when} | {tests} |"
+    for other in (runs[name] for name in OTHERS if name in runs):
+        if (ours.cpu, ours.workers) != (other.cpu, other.workers):
+            raise SystemExit(f"{key}: {ours.cpu} × {ours.workers} and {other.cpu} × {other.workers} can't be compared")
+        end = over_time(other)[1][-1]
+        passed = moments[curve > end]
+        when = f"{passed[0] / budget_s:.2f} of the time" if len(passed) else "never"
+        ratio = f"{curve[-1] / end:.2f}" if end else "–"
+        yield (
+            f"| {task} | {budget_s / 60:g} min | {seed} | {curve[-1]:.3f} | {other.strategy} {end:.3f} | {ratio} "
+            f"| {when} | {on_test(ours):.3f} | {on_test(other):.3f} |"
+        )
 
 
 def over_time(search: Search) -> tuple[Array, Array]:
@@ -85,7 +90,7 @@ def over_time(search: Search) -> tuple[Array, Array]:
         assert trial.size_ratio is not None, "complete trials have all"
         lost = lost_share(search, trial.score, search.baseline.validation)
         points.append((lost, trial.latency_ratio, trial.size_ratio))
-    return np.array([0.0, *(trial.ended_s for trial in done)]), np.array([0.0, *volumes(points)])
+    return np.array([0.0, *(trial.ended_s for trial in done)]), np.array([0.0, *growing_hypervolume(points, UNIT)])
 
 
 def on_test(search: Search) -> float:
@@ -96,7 +101,7 @@ def on_test(search: Search) -> float:
         assert search.baseline.test is not None, "confirmed"
         return lost_share(search, model.test, search.baseline.test), model.latency_ratio, model.size_ratio
 
-    found = volumes(place(model) for model in search.front if model.test is not None)
+    found = growing_hypervolume((place(model) for model in search.front if model.test is not None), UNIT)
     return found[-1] if found else 0.0
 
 

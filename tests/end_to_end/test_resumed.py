@@ -14,7 +14,7 @@ import pytest
 import autocompress
 from autocompress.executors.inline import InlineExecutor
 from autocompress.probe import Probe, Sensitivity
-from autocompress.record import Record, Trial
+from autocompress.record import Record, SplitScore, Trial
 from autocompress.run_directory import RunDirectory
 from autocompress.strategies._guided import training
 from autocompress.worker import Assignment
@@ -91,9 +91,10 @@ class Recorded:
         """What the other one saw of a change."""
         return self._looks[probe.plan.digest]
 
-    def test_score(self, assignment: Assignment, record: Record) -> Any:
+    def test_score(self, assignment: Assignment, record: Record) -> SplitScore:
         """The score of a model of the front."""
-        return self._confirmations[record.number].test
+        confirmation = self._confirmations[record.number]
+        return SplitScore(confirmation.test, confirmation.test_fold_scores)
 
     def measure_together(self, assignment: Assignment, records: tuple[Record, ...], *args: Any) -> Any:
         """The last measurements of the front."""

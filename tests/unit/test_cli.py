@@ -495,7 +495,7 @@ def test_the_live_view_is_no_taller_than_the_terminal(run: Run) -> None:
 
 
 def test_progress_is_that_of_the_limit_that_ends_the_search_first(run: Run) -> None:
-    assert share_done(snapshot(run)) == pytest.approx(9 / 20)
+    assert share_done(snapshot(run)) == pytest.approx(10 / 20)
     assert share_done(snapshot(run, budget_s=70.0)) == pytest.approx(60 / 70)
     assert share_done(snapshot(run, budget_s=1.0)) == 1.0
 

@@ -79,7 +79,7 @@ def test_a_sure_score_stays_beside_a_better_one_that_may_be_luck() -> None:
 
 def test_what_is_believed_to_be_better_joins_what_scored_better() -> None:
     records = [record(0, 0.97, 1.0), record(1, 0.965, 0.5), record(2, 0.975, 0.4), record(3, 0.96, 0.6)]
-    found = likely_front(records, OBJECTIVES, (), METRIC, {1: 0.968, 2: 0.966, 3: 0.961})
+    found = likely_front(records, OBJECTIVES, (), METRIC, believed={1: 0.968, 2: 0.966, 3: 0.961})
     assert {one.record.number for one in found} == {1, 2}
     assert {one.record.values["accuracy"] for one in found} == {0.965, 0.975}, "scores stay what they are"
 
@@ -87,15 +87,17 @@ def test_what_is_believed_to_be_better_joins_what_scored_better() -> None:
 def test_how_sure_a_model_is_goes_by_what_is_believed() -> None:
     records = [record(0, 0.97, 1.0), record(1, 0.965, 0.5), record(2, 0.975, 0.4), record(3, 0.975, 0.6)]
     believed = {1: 0.968, 2: 0.966, 3: 0.967}
-    found = {one.record.number: one.confidence for one in likely_front(records, OBJECTIVES, (), METRIC, believed)}
+    found = {
+        one.record.number: one.confidence for one in likely_front(records, OBJECTIVES, (), METRIC, believed=believed)
+    }
     assert found == {1: 1.0, 2: 1.0}, "the second scored lower than both others and is believed to be better"
-    by_scores = likely_front([*records, record(4, 0.98, 0.9)], OBJECTIVES, (), METRIC, {4: 0.96, 2: 0.966})
+    by_scores = likely_front([*records, record(4, 0.98, 0.9)], OBJECTIVES, (), METRIC, believed={4: 0.96, 2: 0.966})
     assert {one.record.number: one.confidence for one in by_scores} == {2: 1.0, 4: 0.0}, "its score was luck"
 
 
 def test_one_file_is_on_the_front_once() -> None:
     twins = [replace(record(number, 0.98, 0.5), artifact=Artifact("a.onnx", "0" * 64, 9)) for number in (1, 2)]
-    found = likely_front([record(0, 0.97, 1.0), *twins], OBJECTIVES, (), METRIC, {1: 0.97, 2: 0.98})
+    found = likely_front([record(0, 0.97, 1.0), *twins], OBJECTIVES, (), METRIC, believed={1: 0.97, 2: 0.98})
     assert [one.record.number for one in found] == [1]
 
 
@@ -117,6 +119,6 @@ def test_without_a_baseline_there_is_no_front() -> None:
 
 def test_draws_spread_like_the_error_of_a_mean() -> None:
     swings = np.random.default_rng(1).normal(0, 0.05, FOLDS)
-    drawn = drawn_scores([record(0, 0.9, 1.0, tuple(swings))], "accuracy")[:, 0]
+    drawn = drawn_scores([0.9], [tuple(0.9 + swings)])[:, 0]
     assert drawn.mean() == pytest.approx(0.9, abs=0.002)
     assert drawn.std() == pytest.approx(swings.std(ddof=1) / math.sqrt(FOLDS), rel=0.15)

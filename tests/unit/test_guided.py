@@ -27,15 +27,15 @@ from autocompress.strategies._guided.relatives import Relative, nearest
 from autocompress.strategies._guided.results import Result, Results
 from autocompress.strategies._guided.solver import sweep
 from autocompress.strategies._guided.table import HARMFUL
-from autocompress.strategies._guided.training import ETA, MOST_STARTS, Training
+from autocompress.strategies._guided.training import ETA, MOST_STARTS, BestOf, Training, best_by_volume
 from autocompress.strategies.guided import FINAL_SHARE, Guided, Parts
 
 LAYERS = 6
 RATIOS, PRECISIONS = (0, 0.25, 0.5), ("fp32", "int8")
 
 
-def land(architecture: str = "original", macs: int = 1000) -> Landscape:
-    """Six layers of which each may lose channels and be computed on integers."""
+def land(architecture: str = "original", macs: int = 1000, *, held: bool = False) -> Landscape:
+    """Six layers of which each may lose channels and be computed on integers, which training has to follow if held."""
     sites, effects = [], []
     for turn, (method, parameter, options) in enumerate(
         (("channel_pruning", "pruning_ratio", RATIOS), ("quantization", "precision", PRECISIONS))
@@ -45,7 +45,7 @@ def land(architecture: str = "original", macs: int = 1000) -> Landscape:
             answers = [{name: value} for value in options[1:]]
             settings = [{parameter: value} for value in options[1:]]
             sites.append(Site(method, f"conv{layer}", turn, turn == 0, ({}, *answers), ({}, *settings)))
-            effects.append((Effect(), *(_effect(layer, value) for value in options[1:])))
+            effects.append((Effect(), *(_effect(layer, value, held=held) for value in options[1:])))
     return Landscape(
         architecture,
         tuple(sites),
@@ -57,9 +57,9 @@ def land(architecture: str = "original", macs: int = 1000) -> Landscape:
     )
 
 
-def _effect(layer: int, value: Scalar) -> Effect:
+def _effect(layer: int, value: Scalar, *, held: bool) -> Effect:
     if value == "int8":
-        return Effect((layer,), (1.0,), (1.0,), (1,), (1.0,), (8.0,), ("int8",))
+        return Effect((layer,), (1.0,), (1.0,), (1,), (1.0,), (8.0,), ("int8",), recovers=held)
     left = 1 - float(value)
     return Effect((layer,), (left,), (left,), (1,), (1.0,), (32.0,), ("",), recovers=True)
 
@@ -151,6 +151,11 @@ def go(strategy: Guided, count: int) -> list[Record]:
         records.append(outcome(asked, ended_s=float(len(records))))
         strategy.tell(records[-1])
     return records
+
+
+def by_volume(results: Results) -> BestOf:
+    """Who goes on, where all are worth the same."""
+    return lambda some, count: best_by_volume(some, count, results, lambda result: np.array([0.5, 0.5, 0.5]))
 
 
 def volume(records: list[Record]) -> float:
@@ -251,6 +256,63 @@ def test_training_begins_short_and_the_best_go_on_from_their_own_weights(tmp_pat
         assert [step for step in record.plan.steps if step.method == "channel_pruning"] == pruned
         before = by_number[int(record.trial.proposal.attributes["promotes"])].plan.total_epochs
         assert record.plan.total_epochs >= min(9, before + ETA - 1)
+
+
+def held_plan(suggest: Suggest) -> Plan:
+    """Training has to follow whatever is done."""
+    made = plan(suggest)
+    return replace(made, recovery=Recovery(epochs=9 if made.steps else 0))
+
+
+def test_models_with_held_values_alone_go_on_from_their_own_weights(tmp_path: Path) -> None:
+    given = problem(tmp_path, epoch_s=10.0, plan=held_plan, policies=(), landscapes={"original": land(held=True)})
+    records = go(begun(given), 60)
+    by_number = {record.number: record for record in records}
+    kept = [r for r in records if [step.method for step in r.plan.steps] == ["quantization"]]
+    promoted = [record for record in kept if "promotes" in record.trial.proposal.attributes]
+    assert promoted
+    for record in kept:
+        attributes = record.trial.proposal.attributes
+        assert record.trial.fidelity == pytest.approx(record.plan.total_epochs / 9)
+        if record not in promoted:
+            assert record.plan.start is None
+            continue
+        assert attributes["start"] == attributes["promotes"]
+        assert record.plan.start == by_number[int(attributes["promotes"])].plan
+        assert attributes["before"] == record.plan.start.total_epochs
+
+
+def test_held_values_go_on_a_second_time_from_where_they_ended(tmp_path: Path) -> None:
+    given = problem(tmp_path, epoch_s=10.0, plan=held_plan, landscapes={"original": land(held=True)})
+    training, results = Training(given.landscapes, plan_of(given), given.epoch_s), Results(given.objectives, ())
+    results.add(Result(0, "original", land().neutral(), 0, 0, 0, 0.0, {}, BASELINE))
+    for number, layer in ((1, 0), (2, 3)):
+        point = land().neutral()
+        point[LAYERS + layer] = 1
+        free = training.free_epochs("original", point, before=2, own=6)
+        assert free == 0, "nobody else can start from held values"
+        values = {"accuracy": 0.89, "latency_ms": 0.9 - 0.01 * number, "size_bytes": 9e4}
+        record = Record(Trial(number, Plan(recovery=Recovery(epochs=6))), "complete", values=values)
+        results.add(Result(number, "original", point, 8, free, 0, 1.0, {}, record))
+    found = list(training.promotions(results, by_volume(results), everyone=True))
+    assert {(int(one.promotes[0]), int(one.starts[0]), float(one.before[0]), int(one.own[0])) for one in found} == {
+        (1, 1, 8.0, 1),
+        (2, 2, 8.0, 1),
+    }
+
+
+def test_with_weights_those_go_on_that_are_best_by_them(tmp_path: Path) -> None:
+    objectives = make_objectives(("accuracy:100", "latency_ms:1"), "accuracy", "maximize")
+    records = go(begun(problem(tmp_path, epoch_s=10.0, objectives=objectives, trials=40)), 40)
+
+    def worse(record: Record) -> float:
+        return 100 * (0.9 - record.values["accuracy"]) * 100 + 100 * record.values["latency_ms"]
+
+    promoted = {int(r.trial.proposal.attributes.get("promotes", 0)) for r in records} - {0}
+    first = [record for record in records if record.plan.total_epochs == 1]
+    best = sorted(first, key=worse)[: len(first) // 2]
+    assert promoted
+    assert sum(record.number in promoted for record in best) > sum(r.number in promoted for r in first if r not in best)
 
 
 def test_new_models_start_from_their_nearest_relative(tmp_path: Path) -> None:
@@ -390,7 +452,7 @@ def test_heirs_of_the_front_are_trained_more_through_what_they_began_with(tmp_pa
         trained = min(1.0, float(number))
         results.add(Result(number, "original", point, trained, trained, start, 0.9 * number, {}, record))
     training = Training(given.landscapes, plan_of(given), given.epoch_s)
-    found = training.promotions(results, lambda result: np.array([0.1, 0.5, 0.5]), everyone=True)
+    found = training.promotions(results, by_volume(results), everyone=True)
     heir = next(one for one in found if one.promotes[0] == 2)
     assert (heir.starts[0], heir.before[0]) == (1, 1)
     assert heir.own[0] == ETA - 1
@@ -416,10 +478,10 @@ def test_heirs_take_no_place_of_those_that_can_be_trained_more(tmp_path: Path) -
         heir[LAYERS : LAYERS + number % LAYERS + 1] = 1
         add(number, heir, 0, 1, epochs=9, accuracy=0.89 + 0.0001 * number)
     add(10, first, 1, 0, epochs=1, accuracy=0.88)
-    promoted = list(training.promotions(results, lambda result: np.array([0.5, 0.5, 0.5])))
+    promoted = list(training.promotions(results, by_volume(results)))
     assert [int(one.promotes[0]) for one in promoted] == [10], "all others had all there is"
     assert promoted[0].own.tolist() == [3]
-    again = list(training.promotions(results, lambda result: np.array([0.5, 0.5, 0.5]), longest=True))
+    again = list(training.promotions(results, by_volume(results), longest=True))
     assert {int(one.promotes[0]) for one in again} > {10}
 
 
@@ -565,6 +627,16 @@ def test_damage_does_not_fall_where_more_is_taken() -> None:
     known = {key_of(landscape, change): value for change, value in ((0, 0.5), (1, 0.1))}
     found = damages(landscape, known)
     assert found[0] == found[1] == pytest.approx(np.sqrt(0.05))
+
+
+def test_guesses_give_way_to_what_was_measured() -> None:
+    landscape = land()
+    first, second = 0, 1  # a quarter and half of the channels of the first layer
+    elsewhere = {key_of(landscape, change): value for change, value in ((2, 0.3), (5, 0.05))}
+    found = damages(landscape, {key_of(landscape, second): 0.1, **elsewhere})
+    assert found[:2] == pytest.approx([0.1, 0.1]), "a quarter hurts 0.3 elsewhere, but no more than half does here"
+    found = damages(landscape, {key_of(landscape, first): 0.1, **elsewhere})
+    assert found[:2] == pytest.approx([0.1, 0.1]), "half hurts 0.05 elsewhere, but no less than a quarter does here"
 
 
 def test_unknown_changes_hurt_as_their_like() -> None:

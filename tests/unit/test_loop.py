@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from autocompress.artifact import Artifact
-from autocompress.errors import InfeasiblePlan, SearchFailed
+from autocompress.errors import InfeasiblePlan, MeasurementError, SearchFailed
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
 from autocompress.measurement import Measurement
@@ -17,7 +18,7 @@ from autocompress.objective import make_objectives
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import Proposal, Record, Trial
+from autocompress.record import Proposal, Record, SplitScore, Trial
 from autocompress.run_directory import PHASES, RunConfig, RunDirectory, RunStatus
 from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
@@ -125,8 +126,8 @@ class Bench:
     def _look(self, probe: Probe) -> Future[Sensitivity]:
         return done(Sensitivity(probe, divergence=0.1, values={"latency_ratio": 0.9, "size_bytes": 900.0}))  # type: ignore[no-any-return]
 
-    def _test_score(self, record: Record) -> Future[dict[str, float]]:
-        return done({"accuracy": record.values["accuracy"] - 0.01})
+    def _test_score(self, record: Record) -> Future[SplitScore]:
+        return done(SplitScore({"accuracy": record.values["accuracy"] - 0.01}))  # type: ignore[no-any-return]
 
     def _remeasure(self, records: tuple[Record, ...], latency_ms: float, each_s: float) -> Future:  # type: ignore[type-arg]
         return done(
@@ -188,6 +189,59 @@ def test_a_look_that_raises_is_an_entry_with_the_reason(tmp_path: Path) -> None:
     bench.run(Looking(plans(1), plans(2)))
     assert [entry.reason for entry in bench.directory.sensitivities()] == ["ZeroDivisionError: a bug"] * 2
     assert "ZeroDivisionError: a bug" in (bench.directory.path / "log.txt").read_text()
+
+
+def test_a_look_that_could_not_be_measured_leaves_no_entry(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+
+    def look(probe: Probe) -> Future[Sensitivity]:
+        future: Future[Sensitivity] = Future()
+        future.set_exception(MeasurementError("not measured within the limit"))
+        return future
+
+    bench._look = look  # type: ignore[method-assign]
+    strategy = Looking(plans(1), plans(2))
+    bench.run(strategy)
+    assert bench.directory.sensitivities() == ()
+    assert strategy.noted == []
+    assert len(strategy.told) == 1, "the search goes on"
+
+
+def test_a_look_that_killed_its_worker_took_time(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+
+    def look(probe: Probe) -> Future[Sensitivity]:
+        future: Future[Sensitivity] = Future()
+        Timer(0.2, lambda: future.set_exception(BrokenExecutor("killed"))).start()
+        return future
+
+    bench._look = look  # type: ignore[method-assign]
+    bench.run(Looking(plans(1), plans(1)))
+    (entry,) = bench.directory.sensitivities()
+    assert "the worker process died" in entry.reason
+    assert entry.seconds >= 0.15
+
+
+class Following(Listed):
+    """Proposes each plan only after it was told of the one before."""
+
+    name = "following"
+
+    def ask(self) -> Trial | None:
+        return super().ask() if len(self.told) == self.number else None
+
+
+def test_a_strategy_may_have_nothing_to_propose_until_what_is_at_work_has_ended(tmp_path: Path) -> None:
+    bench, strategy = Bench(tmp_path / "run", workers=3), Following(plans(4))
+
+    def later(trial: Trial, screen: Screen) -> Future[Record]:
+        future: Future[Record] = Future()
+        Timer(0.05, lambda: future.set_result(bench.improving(trial))).start()
+        return future
+
+    bench._run = later  # type: ignore[method-assign]
+    assert bench.run(strategy) == "complete"
+    assert [record.number for record in strategy.told] == [1, 2, 3, 4]
 
 
 def test_no_look_is_begun_that_cannot_end_in_the_budget(tmp_path: Path) -> None:

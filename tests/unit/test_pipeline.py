@@ -29,7 +29,7 @@ from autocompress.pipeline import (
     survey_architectures,
 )
 from autocompress.plan import Plan, Recovery, Step
-from autocompress.record import Record, Trial
+from autocompress.record import TAKEN_UP, Record, SplitScore, Trial
 from autocompress.recovery import Lessons, Recovered
 from autocompress.screen import Screen
 from autocompress.space import Int, SearchSpace
@@ -121,7 +121,7 @@ def test_a_trial_cut_short_after_training_is_not_trained_again(
         untrainable.setattr(recovery, "recover", _trained_again)
         again = run_trial(trial, bench)
     assert again.artifact == whole.artifact
-    assert again.details == whole.details
+    assert again.details == {**whole.details, TAKEN_UP: 1.0}
 
 
 def test_a_trial_that_can_not_succeed_leaves_no_weights_behind(
@@ -331,9 +331,11 @@ def test_a_metric_that_raises_ends_the_baseline_with_its_traceback(tmp_path: Pat
 
 
 def test_test_data_is_scored_on_request(bench: Workbench, baseline: Record) -> None:
-    assert 0.8 < score_test(baseline, bench)["accuracy"] < 1
+    found = score_test(baseline, bench)
+    assert 0.8 < found.values["accuracy"] < 1
+    assert np.mean(found.fold_scores) == pytest.approx(found.values["accuracy"], abs=0.02)
     without = Workbench(replace(task, test=None), bench.profile, bench.directory)
-    assert score_test(baseline, without) == {}
+    assert score_test(baseline, without) == SplitScore()
 
 
 def test_architectures_are_built_by_name(bench: Workbench) -> None:

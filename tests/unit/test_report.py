@@ -18,8 +18,10 @@ from synthetic import baseline, complete, config, dropped, make_run
 from autocompress.errors import InvalidInput
 from autocompress.plan import Plan, Step
 from autocompress.report import write_report
+from autocompress.report.facts import RunFacts
 from autocompress.report.figure import figure, finite
 from autocompress.report.sections import SECTIONS
+from autocompress.report.sections.selection import optimism
 from autocompress.run_directory import RunDirectory
 
 LOADING = {
@@ -117,10 +119,34 @@ def test_time_is_counted_by_stage(directory: RunDirectory, tmp_path: Path) -> No
     assert "Of 2 workers together" in text
 
 
-def test_the_luck_of_the_choice_has_an_interval(directory: RunDirectory, tmp_path: Path) -> None:
+def test_the_luck_of_the_choice_is_told(directory: RunDirectory, tmp_path: Path) -> None:
     text = text_of(directory, "selection", tmp_path)
-    assert "On test data the 3 models lose -0.20 points more" in text
-    assert "interval -0.20 to -0.20" in text
+    assert "On test data the 3 models lose 0.20 points less" in text
+    assert "interval" not in text, "nothing is known of parts of the data"
+
+
+@pytest.mark.parametrize(("of_baseline", "of_models"), [(0.0, 0.0), (0.02, 0.02), (0.02, 0.0), (0.0, 0.02)])
+def test_the_luck_of_the_choice_is_as_sure_as_samples_allow(
+    of_baseline: float, of_models: float, directory: RunDirectory, tmp_path: Path
+) -> None:
+    def folds(number: int, score: float) -> tuple[float, ...]:
+        swing = of_models if number else of_baseline
+        return tuple(score + swing * (-1.0) ** k for k in range(16))
+
+    facts = RunFacts.read(directory, tmp_path)
+    assert facts.baseline is not None
+    seen = [replace(r, fold_scores=folds(r.number, r.values.get("accuracy", 0.0))) for r in facts.records]
+    both = (facts.baseline, *facts.front)
+    unseen = {point.number: folds(point.number, point.test["accuracy"]) for point in both}
+    known = replace(facts, records=tuple(seen), test_fold_scores=unseen)
+    tested = [point for point in facts.front if point.number]
+    excess, interval = optimism(known, facts.baseline, tested)
+    assert excess == pytest.approx(-0.2)
+    assert interval is not None
+    low, high = interval
+    error = 100 * 2**0.5 * abs(of_baseline - of_models) / 15**0.5  # what is lucky for all of them counts for nothing
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15, abs=1e-9)
+    assert low - 1e-9 <= excess <= high + 1e-9
 
 
 def test_the_table_links_to_the_files_from_where_the_page_lies(directory: RunDirectory, tmp_path: Path) -> None:

@@ -178,6 +178,9 @@ def test_what_comes_nearest_is_named_where_nothing_obeys(tmp_path: Path) -> None
     assert run.points == ()
     assert [point.number for point in run.near_misses] == [3, 2, 1]
     assert all(Path(point.file).is_file() for point in run.near_misses)
+    plans = {record.number: record.plan for record in RunDirectory.open(tmp_path / "run").records()}
+    for point in run.near_misses:
+        assert Plan.from_json(Path(point.plan).read_text(encoding="utf-8")) == plans[point.number]
     make_run(tmp_path / "other", confirm=False)
     assert Run(tmp_path / "other").near_misses == ()
 

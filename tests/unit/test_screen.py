@@ -20,6 +20,13 @@ def test_a_broken_constraint_on_speed_needs_no_training() -> None:
     assert verdict == "latency_ms is 0.5, beyond the constraint of 0.4"
 
 
+def test_a_latency_measured_in_a_hurry_may_be_a_little_beyond_its_bound() -> None:
+    limited = screen(constraints=("latency_ms<=0.4x", "size_bytes<=0.4x"))
+    assert limited.verdict({"latency_ms": 0.41, "size_bytes": 400.0}) == ""
+    assert "latency_ms" in limited.verdict({"latency_ms": 0.42, "size_bytes": 400.0})
+    assert "size_bytes" in limited.verdict({"latency_ms": 0.4, "size_bytes": 401.0}), "known exactly"
+
+
 def test_a_constraint_on_the_metric_waits_for_the_score() -> None:
     assert screen(constraints=("accuracy>=0.99",)).verdict({"latency_ms": 0.5, "size_bytes": 500.0}) == ""
 

@@ -29,7 +29,8 @@ class FrontPlot(Section):
         better = "up" if facts.direction == "maximize" else "down"
         return f"""<div class="plots">{plots}</div>
 <p class="soft">Better is {better} and to the left. Bars are 95 % intervals of the latency ratio; the markers
-grow with the file's size; the diamond is the baseline; gray points are finished trials that the front beats.</p>"""
+grow with the file's size; the diamond is the baseline; gray points are
+finished trials that the front beats or that break a constraint.</p>"""
 
 
 def _plot(facts: RunFacts, baseline: Point, key: str) -> str:

@@ -27,7 +27,7 @@ class LayerChoices(Section):
         head = "".join(f'<th class="choice" title="{escape(p.name)}">{p.number:03d}</th>' for p in facts.front)
         rows = [
             _line("architecture", [escape(plan.architecture) for plan in plans]),
-            _line("recovery epochs", [str(plan.recovery.epochs) for plan in plans]),
+            _line("epochs of training", [str(plan.total_epochs) for plan in plans]),
             *(_line(layer, [_chips(plan, layer) for plan in plans]) for layer in layers),
         ]
         return (

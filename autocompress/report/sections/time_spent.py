@@ -8,7 +8,7 @@ from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
 
 LOOKING, CONFIRMING = "looking at single changes", "confirming the front"
-WAITING = "waiting: for other workers, for what is next, for the end"
+REST = "all else: starting, waiting for others or the end, trials that were cut off"
 
 
 @SECTIONS.register
@@ -22,7 +22,7 @@ class TimeSpent(Section):
         if not spent:
             return ""
         total = max(facts.elapsed_s * facts.config.workers, sum(spent.values()))
-        rows = [*sorted(spent.items(), key=lambda item: -item[1]), (WAITING, total - sum(spent.values()))]
+        rows = [*sorted(spent.items(), key=lambda item: -item[1]), (REST, total - sum(spent.values()))]
         lines = "".join(
             f'<tr><th>{escape(stage)}</th><td class="number">{seconds:.0f} s</td>'
             f'<td class="number">{seconds / total:.1%}</td></tr>\n'

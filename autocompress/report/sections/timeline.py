@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autocompress.front import feasible, hypervolume
+from autocompress.front import feasible, growing_hypervolume
 from autocompress.objective import Objective
 from autocompress.report.facts import RunFacts
 from autocompress.report.figure import figure
 from autocompress.report.sections._base import SECTIONS, Section
-
-Cost = tuple[float, ...]
 
 
 @SECTIONS.register
@@ -31,7 +29,7 @@ class Timeline(Section):
             else None
             for record in facts.records
         ]
-        volumes = _volumes(costs, tuple(reference for _, reference in scales))
+        volumes = growing_hypervolume(costs, tuple(reference for _, reference in scales))
         trace = {
             "type": "scatter",
             "mode": "lines",
@@ -64,25 +62,8 @@ def _costs(
     baseline: Mapping[str, float],
     objectives: Sequence[Objective],
     scales: Sequence[tuple[float, float]],
-) -> Cost:
+) -> tuple[float, ...]:
     return tuple(
         (objective.cost(values) - objective.cost(baseline)) / unit
         for objective, (unit, _) in zip(objectives, scales, strict=True)
     )
-
-
-def _volumes(costs: Sequence[Cost | None], reference: Cost) -> list[float]:
-    """Hypervolume after each trial; computed anew only where the trial changed the front."""
-    front: list[Cost] = []
-    volumes: list[float] = []
-    for cost in costs:
-        if cost is None or any(_covers(other, cost) for other in front):
-            volumes.append(volumes[-1] if volumes else 0.0)
-            continue
-        front = [other for other in front if not _covers(cost, other)] + [cost]
-        volumes.append(hypervolume(front, reference))
-    return volumes
-
-
-def _covers(a: Cost, b: Cost) -> bool:
-    return all(x <= y for x, y in zip(a, b, strict=True))

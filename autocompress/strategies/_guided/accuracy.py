@@ -287,16 +287,21 @@ class _Process:
         self._length, self._amplitude, self._noise = shape
         self._doubts = _doubts(rows.hurt.shape[1])
         self.learned = np.zeros(len(self._doubts)) if learned is None else learned
-        for _ in range(SETTLED if learned is None else 0):
-            slopes, kernel, at_first = self._linear()
-            target = (slopes.T @ np.linalg.solve(kernel, at_first)) * self._doubts
-            self.learned = self.learned + np.clip(target - self.learned, -LARGEST_STEP, LARGEST_STEP)
+        if learned is None:
+            self._learn()
         self._slopes, kernel, at_first = self._linear()
         lower = np.linalg.cholesky(kernel)
         self._whitener = np.linalg.inv(lower)
         whitened = self._whitener @ at_first
         self._weights = self._whitener.T @ whitened
         self.evidence = -0.5 * float(whitened @ whitened) - float(np.log(np.diag(lower)).sum())
+
+    def _learn(self) -> None:
+        """Find the mean, by steps of Gauss and Newton."""
+        for _ in range(SETTLED):
+            slopes, kernel, at_first = self._linear()
+            target = (slopes.T @ np.linalg.solve(kernel, at_first)) * self._doubts
+            self.learned = self.learned + np.clip(target - self.learned, -LARGEST_STEP, LARGEST_STEP)
 
     def _linear(self) -> tuple[Array, Array, Array]:
         """The model made linear in what is to be learned: slopes, covariance of the values, values without the mean."""

@@ -33,7 +33,8 @@ def damages(landscape: Landscape, known: Mapping[Key, float]) -> Array:
     """Divergence by change (changes,), each at least `LEAST`.
 
     Changes not looked at are taken to hurt as the median of those with the same setting elsewhere does, else as that
-    of the method. What takes more from a layer than another change of the same kind does not hurt less.
+    of the method. What takes more from a layer than another change of the same kind does not hurt less: guesses give
+    way to what was measured.
 
     Args:
         landscape: Of any architecture; one with the layer names of the original shares its entries.
@@ -43,10 +44,11 @@ def damages(landscape: Landscape, known: Mapping[Key, float]) -> Array:
     for (method, _, setting), value in known.items():
         like.setdefault((method, setting), []).append(value)
         like.setdefault((method,), []).append(value)
-    found = np.empty(len(landscape.changes))
+    found, measured = np.empty(len(landscape.changes)), np.zeros(len(landscape.changes), np.bool_)
     for change in range(len(found)):
         method, layer, setting = key_of(landscape, change)
         similar = like.get((method, setting)) or like.get((method,)) or [UNKNOWN]
+        measured[change] = (method, layer, setting) in known
         found[change] = max(LEAST, known.get((method, layer, setting), median(similar)))
     for site, options in enumerate(landscape.effects):
         first = int(landscape.offsets[site])
@@ -54,7 +56,7 @@ def damages(landscape: Landscape, known: Mapping[Key, float]) -> Array:
         words = [tuple(value for value in own.values() if isinstance(value, str)) for own in settings]
         for chain in _chains(options[1:], words[1:]):
             rows = [first + option for option in chain]
-            found[rows] = np.exp(_increasing(np.log(found[rows])))
+            found[rows] = np.exp(_ordered(np.log(found[rows]), measured[rows]))
     return found
 
 
@@ -80,6 +82,15 @@ def _left(effect: Effect) -> float:
         weights * min(bits, 1 + density * bits)
         for weights, bits, density in zip(effect.weights, effect.bits, effect.density, strict=True)
     )
+
+
+def _ordered(values: Array, measured: Array) -> Array:
+    """Numbers that do not decrease, as near as can be to what was measured; guesses are put between (values,)."""
+    ordered = values.copy()
+    ordered[measured] = _increasing(values[measured])
+    above = np.minimum.accumulate(np.where(measured, ordered, np.inf)[::-1])[::-1]
+    result: Array = np.maximum.accumulate(np.minimum(ordered, above))
+    return result
 
 
 def _increasing(values: Array) -> Array:

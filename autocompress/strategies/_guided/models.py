@@ -9,6 +9,7 @@ import numpy as np
 from autocompress.data import Array
 from autocompress.landscape import Landscape
 from autocompress.plan import ORIGINAL
+from autocompress.record import TAKEN_UP
 from autocompress.strategies._guided.accuracy import AccuracyModel
 from autocompress.strategies._guided.costs import COSTS, CostModel
 from autocompress.strategies._guided.relatives import is_held
@@ -56,7 +57,7 @@ class Models:
         """Take in a result."""
         self.costs.learn(result.number, result.architecture, result.point, result.shares)
         self.accuracy.learn(result.number, result.architecture, result.point, epochs=result.epochs, loss=result.loss)
-        if not result.number:
+        if not result.number or TAKEN_UP in result.record.details:
             return
         trained_s = result.record.seconds.get("recover", 0.0)
         self._fixed.add(result.number, result.record.elapsed_s - trained_s)
@@ -74,15 +75,11 @@ class Models:
 
     def epoch_s(self, architecture: str, points: Array) -> Array:
         """Seconds of an epoch of points (points,)."""
-        free, held = (self._pace_of(is_held=one) for one in (False, True))
+        free, held = self._pace[False].median or 1.0, self._pace[True].median
+        held = HELD_PACE * free if held is None else held
         pace = np.where(is_held(self._landscapes[architecture], points), held, free)
         seconds: Array = pace * self._epoch_s * self._relative_epoch(architecture, points)
         return seconds
-
-    def _pace_of(self, *, is_held: bool) -> float:
-        """Seconds of an epoch over those expected, for models whose values are held to what a plan says or not."""
-        pace = self._pace[is_held].median
-        return pace if pace is not None else HELD_PACE if is_held else 1.0
 
     def _relative_epoch(self, architecture: str, points: Array) -> Array:
         macs = self._landscapes[architecture].work(points).macs.sum(axis=1)

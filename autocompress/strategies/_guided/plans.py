@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from autocompress.plan import ORIGINAL, Plan, Scalar
+from autocompress.plan import Plan, Scalar
 from autocompress.space import Knob, neutral
 from autocompress.strategies._base import Problem
 
@@ -29,7 +29,7 @@ def plan_of(problem: Problem) -> PlanOf:
 
     def make(answers: Mapping[str, Scalar]) -> Plan:
         def suggest(name: str, knob: Knob) -> Scalar:
-            return answers.get(name, ORIGINAL if name == "architecture" else neutral(knob))
+            return answers.get(name, neutral(knob))
 
         return problem.plan(suggest)
 

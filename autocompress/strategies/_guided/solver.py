@@ -107,8 +107,10 @@ def _moves(landscape: Landscape) -> Array:
 
 def mutations(landscape: Landscape, parents: Sequence[Array], count: int, rng: np.random.Generator) -> Array:
     """Points near some others (count, sites): a few sites changed, or crossed with another parent."""
+    if not parents:
+        return np.zeros((0, len(landscape.sites)), np.int64)
     found = []
-    for _ in range(count if parents else 0):
+    for _ in range(count):
         point = parents[int(rng.integers(len(parents)))].copy()
         if len(parents) > 1 and rng.random() < 0.3:
             other = parents[int(rng.integers(len(parents)))]
@@ -117,8 +119,7 @@ def mutations(landscape: Landscape, parents: Sequence[Array], count: int, rng: n
             site = int(rng.integers(len(landscape.sites)))
             point[site] = rng.integers(landscape.sizes[site])
         found.append(point)
-    points = np.array(found, np.int64).reshape(len(found), len(landscape.sites))
-    return landscape.canonical(points)
+    return landscape.canonical(np.array(found, np.int64))
 
 
 def everything(landscape: Landscape) -> Array:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from autocompress.objective import Objective
 from autocompress.record import Record
-
-STATES = {"complete": TrialState.COMPLETE, "screened": TrialState.PRUNED, "failed": TrialState.FAIL}
+from autocompress.strategies._study import STATES, new_study
 
 
 class StudyView:
@@ -32,20 +26,9 @@ class StudyView:
     def __init__(
         self, journal: Path, objectives: Sequence[Objective], distributions: Mapping[str, BaseDistribution]
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._objectives, self._distributions = objectives, dict(distributions)
         self._numbers: dict[int, int] = {}
-        lock = journal.with_name(f"{journal.name}.lock")
-        for left_over in (journal, lock):  # Optuna waits for ever for the lock of a process that was killed
-            left_over.unlink(missing_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study = optuna.create_study(
-                study_name="autocompress",
-                storage=JournalStorage(JournalFileBackend(str(journal))),
-                directions=[StudyDirection[objective.direction.upper()] for objective in objectives],
-            )
-            self._study.set_metric_names([objective.name for objective in objectives])
+        self._study = new_study(journal, objectives)
 
     def begin(self, number: int, source: str, policy: Mapping[str, float | str]) -> None:
         """A trial was proposed."""
@@ -61,16 +44,15 @@ class StudyView:
             whole: False for less training than the search gives in the end: its values are not final, and not told.
         """
         state = STATES[record.status] if whole else TrialState.PRUNED
-        values = (
-            [record.values[objective.name] for objective in self._objectives] if record.status == "complete" else None
-        )
+        values = None
+        if state == TrialState.COMPLETE:
+            values = [record.values[objective.name] for objective in self._objectives]
         if record.number in self._numbers:
             number = self._numbers[record.number]
-            self._study.tell(number, values if state == TrialState.COMPLETE else None, state)
+            self._study.tell(number, values, state)
             return
         self._numbers[record.number] = len(self._numbers)
-        told = values if state == TrialState.COMPLETE else None
-        self._study.add_trial(self._frozen(record.number, record.trial.proposal.source, policy or {}, state, told))
+        self._study.add_trial(self._frozen(record.number, record.trial.proposal.source, policy or {}, state, values))
 
     def _frozen(
         self,

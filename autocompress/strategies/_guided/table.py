@@ -41,6 +41,7 @@ class Table:
         self._probes = _probes(self._landscape, plan_of, problem.seed) if is_wanted else {}
         self._waiting = dict.fromkeys(self._probes)
         self._entries: dict[str, Sensitivity] = {}
+        self._asked: set[str] = set()
         self._damages: dict[str, Array] | None = None
 
     def next(self) -> Probe | None:
@@ -49,6 +50,7 @@ class Table:
             return None
         digest = next(iter(self._waiting))
         del self._waiting[digest]
+        self._asked.add(digest)
         return self._probes[digest][0]
 
     def note(self, entry: Sensitivity) -> bool:
@@ -79,7 +81,8 @@ class Table:
                 yield self._landscape.single_changes[self._probes[digest][1]], entry
 
     def _may_look(self) -> bool:
-        if self._problem.trials is not None and len(self._entries) >= LOOKS_FOR_A_TRIAL * self._problem.trials:
+        looks, trials = len(self._asked | self._entries.keys()), self._problem.trials
+        if trials is not None and looks >= LOOKS_FOR_A_TRIAL * trials:
             return False
         if self._problem.budget_s is None:
             return True

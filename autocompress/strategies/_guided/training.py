@@ -28,8 +28,8 @@ WORTHWHILE_S = 3.0
 MOST_STARTS = 5
 """Plans that the plan of a new point starts from, one after another: whoever replays it has to train them all."""
 
-AxesOf = Callable[[Result], Array]
-"""The costs of a result by objective, each in [0, 1] for what is worth anything (objectives,)."""
+BestOf = Callable[[Sequence[Result], int], Sequence[Result]]
+"""So many of some results, the best first."""
 
 
 class Training:
@@ -56,11 +56,19 @@ class Training:
         """Models whose weights others may start from."""
         return results.trained if self._inherits else []
 
-    def free_epochs(self, architecture: str, point: Array, epochs: int) -> int:
-        """Epochs of a recovery whose weights others may start from."""
-        landscape = self._landscapes[architecture]
-        rebuilt = architecture != ORIGINAL or bool(point[landscape.early].any())
-        return split_epochs(epochs, is_rebuilt=rebuilt, is_held=bool(is_held(landscape, point[None])[0]))[0]
+    def free_epochs(self, architecture: str, point: Array, *, before: float, own: int) -> float:
+        """Epochs with free values, whose weights others may start from.
+
+        Args:
+            architecture: Of the model.
+            point: Its options (sites,).
+            before: Epochs of the weights that it began with.
+            own: Epochs of its own recovery.
+        """
+        if not self._is_rebuilt(architecture, point):  # it goes on with held values
+            return 0.0
+        held = bool(is_held(self._landscapes[architecture], point[None])[0])
+        return before + split_epochs(own, is_rebuilt=True, is_held=held)[0]
 
     def epochs_needed(self, architecture: str, points: Array) -> Array:
         """Epochs of points in full: none for those that lose nothing that training brings back (points,)."""
@@ -107,13 +115,13 @@ class Training:
         return Candidates(name, points, sources, starts, np.zeros(len(points), np.int64), before, own, total)
 
     def promotions(
-        self, results: Results, axes_of: AxesOf, *, longest: bool = False, everyone: bool = False
+        self, results: Results, best_of: BestOf, *, longest: bool = False, everyone: bool = False
     ) -> Iterator[Candidates]:
         """More training for the best of each rung, one model each.
 
         Args:
             results: All of them.
-            axes_of: By what models of a rung are compared.
+            best_of: Chooses the best of a rung.
             longest: True to train beyond what a model is given in full.
             everyone: True for more training of all models whose weights are kept.
         """
@@ -128,7 +136,7 @@ class Training:
                 by_rung.setdefault(self._rung(result), {})[number] = more
         for _, rung in sorted(by_rung.items()):
             count = len(rung) if everyone else math.ceil(len(rung) / ETA)
-            for result in _best([results.by_number[number] for number in rung], count, results, axes_of):
+            for result in best_of([results.by_number[number] for number in rung], count):
                 yield rung[result.number]
 
     def _promotion(
@@ -143,7 +151,7 @@ class Training:
         if total <= result.epochs:
             return None
         begins, before = result, result.epochs
-        if result.free or not result.is_trained:
+        if self._is_rebuilt(result.architecture, result.point):
             begins = longest_trained[self._trained_weights(result)]
             before = begins.free
         own = max(0, total - math.floor(before))
@@ -153,7 +161,7 @@ class Training:
             result.architecture,
             result.point[None],
             ["promotion"],
-            np.array([begins.number]),
+            np.array([begins.number if before else 0]),
             np.array([result.number]),
             np.array([before]),
             np.array([own]),
@@ -166,6 +174,10 @@ class Training:
         for result in sorted(self.begins_with(results), key=lambda one: (one.free, -one.number)):
             found[self._trained_weights(result)] = result
         return found
+
+    def _is_rebuilt(self, architecture: str, point: Array) -> bool:
+        """True if a model has weights that training repairs before their values are restricted."""
+        return architecture != ORIGINAL or bool(point[self._landscapes[architecture].early].any())
 
     def _trained_weights(self, result: Result) -> tuple[str, bytes]:
         """The same for models that have the same trained weights but for restricted values."""
@@ -194,8 +206,17 @@ def _full_epochs(landscape: Landscape, plan_of: PlanOf) -> int:
     return 0
 
 
-def _best(some: Sequence[Result], count: int, results: Results, axes_of: AxesOf) -> list[Result]:
-    """So many of some results, by non-domination rank, within a rank by what each adds to the volume of the others."""
+def best_by_volume(
+    some: Sequence[Result], count: int, results: Results, axes_of: Callable[[Result], Array]
+) -> list[Result]:
+    """So many of some results, by non-domination rank, within a rank by what each adds to the volume of the others.
+
+    Args:
+        some: Of which.
+        count: How many.
+        results: All that there are.
+        axes_of: The costs of a result by objective, each in [0, 1] for what is worth anything (objectives,).
+    """
     left = list(some)
     ranked: list[Result] = []
     while left and len(ranked) < count:
