@@ -24,6 +24,7 @@ from autocompress.screen import Screen
 from autocompress.snapshot import Observer, Phase, Snapshot
 from autocompress.strategies import SearchStrategy
 
+SPENT = "the budget is spent"
 NO_ROOM = "the budget leaves no time for a trial beside the final measurements; give it more"
 TICK_S = 0.5
 SAME_ERRORS = 5
@@ -198,15 +199,21 @@ class SearchLoop:
     def run(self) -> RunStatus:
         """Search, confirm the front, and say how it ended.
 
+        Where confirming left more time than it was given, the search goes on for that.
+
         Returns:
             "complete" if a limit or the end of the space was reached, "stopped" if somebody asked to stop.
 
         Raises:
             SearchFailed: If the first trials all fail with one error.
         """
-        reason = self._search()
-        if not self._interrupts.cancel:
+        reason, known = self._search(), 0
+        while not self._interrupts.cancel:
             self._confirm()
+            if reason != SPENT or len(self._records) == known:
+                break
+            known, self._phase = len(self._records), "searching"
+            reason = self._search()
         status: RunStatus = "stopped" if self._interrupts.drain else "complete"
         self._end(status, CANCELLED if self._interrupts.cancel else reason)
         return status
@@ -229,7 +236,7 @@ class SearchLoop:
                 reason = "asked to stop"
             if self._interrupts.cancel or self._is_late():
                 self._drop(CANCELLED if self._interrupts.cancel else "out of time")
-                return reason or "the budget is spent"
+                return reason or SPENT
 
     @property
     def _busy(self) -> int:
@@ -252,7 +259,7 @@ class SearchLoop:
             return self._start_looking(self._waiting)
         trial = self._fitting(self._waiting)
         if trial is None:
-            return "the budget is spent" if len(self._records) > 1 or self._running else NO_ROOM
+            return SPENT if len(self._records) > 1 or self._running else NO_ROOM
         self._waiting = None
         self._running[self._calls.run(trial, self._screen())] = trial
         return ""
@@ -261,7 +268,7 @@ class SearchLoop:
         """Look at a change, if there is time; returns why not, if not."""
         longest_s = max((entry.seconds for entry in self._looked[-8:]), default=PROBE_S)
         if self._config.budget_s is not None and self._time_for_trials() < longest_s:
-            return "the budget is spent"
+            return SPENT
         self._waiting = None
         self._looking[self._calls.look(probe)] = probe, time.monotonic()
         if len(self._looking) + len(self._looked) == 1:
@@ -392,7 +399,9 @@ class SearchLoop:
 
     def _confirm_s(self) -> float:
         """Seconds to keep for measuring the front together and scoring it on the test split."""
-        return 2.0 + (1 + (1 + JOINING) * len(self._points[1])) * self._confirm_one_s()
+        known, front = {confirmation.number for confirmation in self._confirmations}, self._points[1]
+        new = sum(point.number not in known for point in front)
+        return 2.0 + (1 + new + JOINING * len(front)) * self._confirm_one_s()
 
     def _confirm_one_s(self) -> float:
         """Seconds of scoring a model, as the trials took on validation data, and of measuring it."""
@@ -491,7 +500,7 @@ class SearchLoop:
             late = self._config.budget_s is not None and self._left_s() < -GRACE_S
             if pending and (late or self._interrupts.cancel):
                 self._calls.kill()
-                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else "the budget is spent")
+                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else SPENT)
 
     # -- telling -------------------------------------------------------------------------------------------------
 
