@@ -6,22 +6,26 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, Literal
+
+Height = Literal["low", "usual", "tall"]
 
 
-def figure(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], *, label: str, low: bool = False) -> str:
+def figure(
+    traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], *, label: str, height: Height = "usual"
+) -> str:
     """The HTML of one figure.
 
     Args:
         traces: As `data` of a Plotly figure; text in them is HTML, so it has to be escaped already.
         layout: Plotly's layout; colors of text and grid are left to the page.
         label: What the figure shows, for those who can't see it.
-        low: True for a figure of less height.
+        height: Of the figure.
     """
     data = json.dumps(finite({"data": list(traces), "layout": dict(layout)}), ensure_ascii=False)
     safe = data.replace("<", "\\u003c")
     return (
-        f'<figure class="plot{" low" if low else ""}" role="img" aria-label="{escape(label)}">'
+        f'<figure class="plot {height}" role="img" aria-label="{escape(label)}">'
         f'<script type="application/json">{safe}</script></figure>'
     )
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from graphlib import CycleError, TopologicalSorter
 from html import escape
-from itertools import pairwise
 
 from autocompress.plan import ORIGINAL, Plan, Scalar
 from autocompress.report.facts import RunFacts
+from autocompress.report.layers import layer_order
 from autocompress.report.sections._base import SECTIONS, Section
 
 
@@ -21,7 +20,7 @@ class LayerChoices(Section):
     def html(self, facts: RunFacts) -> str:
         by_number = {record.number: record.plan for record in facts.records}
         plans = [by_number[point.number] for point in facts.front]
-        layers = _layers(plans)
+        layers = layer_order(plans)
         if not layers and all(plan.architecture == ORIGINAL for plan in plans):
             return ""
         head = "".join(f'<th class="choice" title="{escape(p.name)}">{p.number:03d}</th>' for p in facts.front)
@@ -34,19 +33,6 @@ class LayerChoices(Section):
             f'<div class="scroll"><table><thead><tr><th class="layer">layer</th>{head}</tr></thead>\n<tbody>'
             f'{"".join(rows)}</tbody></table></div>\n<p class="soft">Columns are trials by number. {_legend(plans)}</p>'
         )
-
-
-def _layers(plans: Sequence[Plan]) -> list[str]:
-    """The layers that some plan touches, in the order of the model as far as the steps tell it."""
-    orders = [list(step.settings) for plan in plans for step in plan.steps]
-    sorter = TopologicalSorter[str]({layer: () for order in orders for layer in order})
-    for order in orders:
-        for before, after in pairwise(order):
-            sorter.add(after, before)
-    try:
-        return list(sorter.static_order())
-    except CycleError:
-        return sorted({layer for order in orders for layer in order})
 
 
 def _line(name: str, cells: Sequence[str]) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from autocompress.plan import Scalar
 from autocompress.probe import Sensitivity
 from autocompress.report.facts import RunFacts
 from autocompress.report.figure import figure
+from autocompress.report.layers import layer_order
 from autocompress.report.sections._base import SECTIONS, Section
 
 LEAST = 1e-5
@@ -28,18 +30,20 @@ class SensitivityTable(Section):
         traces: dict[str, dict[str, Any]] = {}
         for entry in known:
             method, layer, setting = _change(entry)
-            label = f"{method} {setting}"
+            label = f"{method} {setting}".strip()
             trace = traces.setdefault(label, {"x": [], "y": [], "text": []})
             trace["x"].append(escape(layer))
             trace["y"].append(max(LEAST, entry.divergence))
             trace["text"].append(f"latency {entry.values['latency_ratio']:.2f}×")
-        data = [_trace(label, trace) for label, trace in traces.items()]
+        data = [_trace(label, traces[label]) for label in sorted(traces)]
+        plans = (*(record.plan for record in facts.records), *(entry.plan for entry in known))
+        layers = [escape(layer) for layer in layer_order(plans)]
         layout = {
-            "xaxis": {"automargin": True, "tickangle": -60},
+            "xaxis": {"automargin": True, "tickangle": -60, "categoryorder": "array", "categoryarray": layers},
             "yaxis": {"type": "log", "title": {"text": "divergence of the outputs"}},
-            "legend": {"orientation": "h"},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         }
-        plot = figure(data, layout, label="divergence of the outputs by changed layer")
+        plot = figure(data, layout, label="divergence of the outputs by changed layer", height="tall")
         missing = len(facts.sensitivities) - len(known)
         left_out = f" {missing} could not be carried out." if missing else ""
         return f"""{plot}
@@ -49,9 +53,16 @@ What lies low bears the change.{left_out}</p>"""
 
 
 def _change(entry: Sensitivity) -> tuple[str, str, str]:
+    """Method, layer and setting of a change in words."""
     step = entry.plan.steps[0]
     layer, setting = next(iter(step.settings.items()))
-    return step.method, layer, " ".join(str(value) for value in setting.values())
+    return step.method, layer, " ".join(_word(step.method, name, value) for name, value in setting.items()).strip()
+
+
+def _word(method: str, name: str, value: Scalar) -> str:
+    if value is True:
+        return ""
+    return value if isinstance(value, str) else f"{value:g}" if name == method else f"{name} {value:g}"
 
 
 def _trace(label: str, trace: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Timeline(Section):
             "yaxis": {"rangemode": "tozero"},
         }
         drop = "10 points" if facts.config.is_percentage else "100 %"
-        plot = figure([trace], layout, label="hypervolume of the front over time", low=True)
+        plot = figure([trace], layout, label="hypervolume of the front over time", height="low")
         return f"""{plot}
 <p class="soft">The volume that the front dominates, up to the baseline's latency, size and memory and a metric {drop}
 worse than the baseline's; a line that has gone flat says that more time brings little.</p>"""
