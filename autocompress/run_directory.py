@@ -441,10 +441,14 @@ class RunDirectory:
         if baseline is not None:
             with self._writing():
                 self._place_front(records, baseline, front)
-                by_number = {record.number: record for record in records}
-                for point in self._near_misses(records, confirmations):
-                    write_atomically(Path(point.plan), by_number[point.number].plan.to_json())
+                if not front:
+                    self._write_near_misses(records, confirmations)
         return baseline, front
+
+    def _write_near_misses(self, records: Sequence[Record], confirmations: Sequence[Confirmation]) -> None:
+        by_number = {record.number: record for record in records}
+        for point in self._near_misses(records, confirmations):
+            write_atomically(Path(point.plan), by_number[point.number].plan.to_json())
 
     def _place_front(self, records: Sequence[Record], baseline: Point, front: tuple[Point, ...]) -> None:
         folder = self.path / "front"

@@ -21,7 +21,7 @@ from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.costs import COSTS
 from autocompress.strategies._guided.models import Models
 from autocompress.strategies._guided.plans import Kind, kinds_of, plan_of
-from autocompress.strategies._guided.policies import PolicySpace
+from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace
 from autocompress.strategies._guided.results import Result, Results
 from autocompress.strategies._guided.solver import climb, everything, mutations, sweep
 from autocompress.strategies._guided.study import StudyView
@@ -306,8 +306,7 @@ class Guided(SearchStrategy):
             return best_by_volume(some, count, self._results, self._axes_of)
 
         def weighted(result: Result) -> float:
-            shares = {name: np.array([share]) for name, share in result.shares.items()}
-            return float(yardstick.weighted(np.array([result.loss]), shares)[0])
+            return float(yardstick.weighted(np.array([result.loss]), result.share_rows)[0])
 
         return sorted(some, key=lambda result: (weighted(result), result.number))[:count]
 
@@ -409,7 +408,7 @@ class Guided(SearchStrategy):
         return tuple(name for name in (ORIGINAL, *others) if len(self._landscapes[name].sites))
 
     def _policies_told(self, results: Results) -> list[tuple[Mapping[str, float | str], list[float]]]:
-        """Policies and costs of the results that are final."""
+        """Policies and costs of the latest results that are final."""
         final = [
             result
             for number, result in sorted(results.by_number.items())
@@ -420,7 +419,7 @@ class Guided(SearchStrategy):
                 self._policy_view.encode(result.architecture, result.point),
                 [objective.cost(result.record.values) for objective in self._problem.objectives],
             )
-            for result in final
+            for result in final[-LATEST_RESULTS:]
         ]
 
     # -- beliefs -------------------------------------------------------------------------------------------------
@@ -478,8 +477,7 @@ class Guided(SearchStrategy):
         return self._policy_space
 
     def _axes_of(self, result: Result) -> Array:
-        shares = {name: np.array([share]) for name, share in result.shares.items()}
-        row: Array = self._the_yardstick.axes(np.array([result.loss]), shares)[0]
+        row: Array = self._the_yardstick.axes(np.array([result.loss]), result.share_rows)[0]
         return row
 
     @property

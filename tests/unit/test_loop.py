@@ -177,15 +177,21 @@ def test_changes_are_looked_at_noted_and_kept(tmp_path: Path) -> None:
     assert bench.snapshots[-1].looked == 3
 
 
-def test_a_look_that_raises_is_an_entry_with_the_reason(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run")
+def raising(error: Exception) -> Callable[[Probe], Future[Sensitivity]]:
+    """A look that ends in an error."""
 
     def look(probe: Probe) -> Future[Sensitivity]:
         future: Future[Sensitivity] = Future()
-        future.set_exception(ZeroDivisionError("a bug"))
+        future.set_exception(error)
         return future
 
-    bench._look = look  # type: ignore[method-assign]
+    return look
+
+
+def test_a_look_that_raises_is_an_entry_with_the_reason(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+
+    bench._look = raising(ZeroDivisionError("a bug"))  # type: ignore[method-assign]
     bench.run(Looking(plans(1), plans(2)))
     assert [entry.reason for entry in bench.directory.sensitivities()] == ["ZeroDivisionError: a bug"] * 2
     assert "ZeroDivisionError: a bug" in (bench.directory.path / "log.txt").read_text()
@@ -194,12 +200,7 @@ def test_a_look_that_raises_is_an_entry_with_the_reason(tmp_path: Path) -> None:
 def test_a_look_that_could_not_be_measured_leaves_no_entry(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run")
 
-    def look(probe: Probe) -> Future[Sensitivity]:
-        future: Future[Sensitivity] = Future()
-        future.set_exception(MeasurementError("not measured within the limit"))
-        return future
-
-    bench._look = look  # type: ignore[method-assign]
+    bench._look = raising(MeasurementError("not measured within the limit"))  # type: ignore[method-assign]
     strategy = Looking(plans(1), plans(2))
     bench.run(strategy)
     assert bench.directory.sensitivities() == ()

@@ -84,7 +84,7 @@ class PolicySpace:
         """Policies that TPE expects something of.
 
         Args:
-            results: Policies that were tried, and their costs, less being better; the latest are looked at.
+            results: Policies that were tried, and their costs, less being better.
             count: How many to suggest.
             seed: For the sampler.
         """
@@ -94,7 +94,7 @@ class PolicySpace:
             axes = len(results[0][1]) if results else 1
             sampler = TPESampler(seed=seed, multivariate=True, n_startup_trials=10)
             study = optuna.create_study(directions=["minimize"] * axes, sampler=sampler)
-            for policy, costs in results[-LATEST_RESULTS:]:
+            for policy, costs in results:
                 study.add_trial(
                     optuna.trial.create_trial(
                         state=TrialState.COMPLETE, params=dict(policy), distributions=space, values=list(costs)

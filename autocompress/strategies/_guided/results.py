@@ -49,6 +49,11 @@ class Result:
         return self.record.plan.recovery.epochs > 0
 
     @property
+    def share_rows(self) -> dict[str, Array]:
+        """The shares as arrays of one point each."""
+        return {name: np.array([share]) for name, share in self.shares.items()}
+
+    @property
     def starts(self) -> int:
         """How many plans its plan starts from, one after another."""
         count, plan = 0, self.record.plan

@@ -58,8 +58,7 @@ def _believed(models: Models, front: Collection[Result]) -> Iterator[tuple[Array
     """Losses and shares of a front as the models believe in it."""
     losses = believed_losses(models, front)
     for result in front:
-        shares = {cost: np.array([share]) for cost, share in result.shares.items()}
-        yield np.array([losses[result.number]]), shares
+        yield np.array([losses[result.number]]), result.share_rows
 
 
 def _expected(models: Models, at_work: Collection[AtWork]) -> Iterator[tuple[Array, dict[str, Array]]]:
