@@ -207,7 +207,7 @@ class Arena:
         """Whole lines of a file that were not read yet."""
         with path.open("rb") as file:
             file.seek(self._read_until.get(path, 0))
-            lines = file.read().rpartition(b"\n")[0].splitlines(keepends=True)
+            lines = [line for line in file if line.endswith(b"\n")]
         for line in lines:
             self._read_until[path] = self._read_until.get(path, 0) + len(line)
             if json.loads(line)["kind"] == "sensitivity":
