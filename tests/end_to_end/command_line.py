@@ -18,7 +18,7 @@ LIMIT_S = 120.0
 """Far more than any of these commands takes, on a busy machine too."""
 
 _SCRIPT = Path(sys.executable).with_name("autocompress")
-COMMAND = [str(_SCRIPT)] if _SCRIPT.is_file() else [sys.executable, "-m", "autocompress.cli"]
+COMMAND = [str(_SCRIPT)] if _SCRIPT.is_file() else [sys.executable, "-m", "autocompress"]
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -228,6 +228,7 @@ def test_the_same_seed_gives_the_same_plans_in_the_same_order(tmp_path: Path) ->
 
 
 def test_an_interpreter_finds_the_command_line_too(finished: Path) -> None:
-    command = [sys.executable, "-m", "autocompress.cli", "show", str(finished / "run"), "--format", "json"]
+    command = [sys.executable, "-m", "autocompress", "show", str(finished / "run"), "--format", "json"]
     done = subprocess.run(command, cwd=finished, capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(done.stdout) == show(finished / "run")
+    assert subprocess.run([*command[:4], "nowhere"], capture_output=True, check=False, timeout=60).returncode == 2
