@@ -20,14 +20,14 @@ from autocompress import __version__
 from autocompress.checks import CheckItem, CheckReport, run_checks
 from autocompress.devices import open_device, resolve_profile
 from autocompress.devices.detection import memory_bytes
-from autocompress.duration import parse_duration
+from autocompress.duration import format_duration, parse_duration
 from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
 from autocompress.executors import EXECUTORS, TrialExecutor
 from autocompress.interrupts import Interrupts
 from autocompress.landscapes import landscape
 from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
 from autocompress.measurement import Measurement
-from autocompress.objective import MEASURED, Constraint, Direction, make_objectives, parse_constraints
+from autocompress.objective import MEASURED, Constraint, Direction, check_shares, make_objectives, parse_constraints
 from autocompress.plan import Plan
 from autocompress.planner import planner, policies_left_out, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
@@ -197,6 +197,7 @@ def resume(
         ended_s = [record.ended_s for record in directory.records()]
         spent_s = max((*ended_s, *(entry.ended_s for entry in directory.sensitivities())), default=0.0)
         clock = Clock(max(beat.elapsed_s, spent_s) if beat else spent_s, started)
+        _require_time(budget, config.budget_s, clock.elapsed_s)
         task = config.task_reference if task is None else task
         with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
             description = _describe(pool, source, config.space, interrupts, observer)
@@ -393,10 +394,12 @@ class _Session:
         """Run the loop and write the report."""
         config = self._directory.config
         assert self._survey is not None, "begin or go_on comes first"
-        for name, reason in self._survey.refused.items():
-            self._directory.log(f"architecture {name} is left out: {reason}")
+        refused = self._survey.refused
+        for reason in dict.fromkeys(refused.values()):
+            names = ", ".join(name for name, why in refused.items() if why == reason)
+            self._tell(config, f"left out: {names}: {reason}")
         plan = planner(config.space, self._survey.models, config.profile)
-        for policy, part in policies_left_out(config.space, plan).items():
+        for policy, part in policies_left_out(config.space, plan, self._survey.models).items():
             self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on this machine")
         problem = Problem(
             plan=plan,
@@ -452,7 +455,8 @@ class _Session:
     def _assignment(self, config: RunConfig) -> Assignment:
         from autocompress.worker import Assignment
 
-        return Assignment(self._source, config.profile, str(self._directory.path.resolve()))
+        path = str(self._directory.path.resolve())
+        return Assignment(self._source, config.fingerprints["model"], config.profile, path)
 
     def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
         """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
@@ -532,6 +536,8 @@ def _config(request: _Request, description: Description, source: TaskSource) -> 
             raise InvalidInput(f"max_drop {request.max_drop:g}: expected a number from 0 up, in points")
         texts += (_drop_constraint(request.max_drop, description),)
     known = (metric, *(objective.name for objective in MEASURED))
+    constraints = parse_constraints(texts, known)
+    check_shares(constraints, (metric,) if description.is_percentage else ())
     return RunConfig(
         task=description.task,
         task_reference=source.reference,
@@ -542,7 +548,7 @@ def _config(request: _Request, description: Description, source: TaskSource) -> 
         space=request.space,
         profile=request.profile,
         objectives=make_objectives(request.objectives, metric, direction),
-        constraints=parse_constraints(texts, known),
+        constraints=constraints,
         strategy=request.strategy,
         budget_s=request.budget_s,
         trials=request.trials,
@@ -598,6 +604,19 @@ def _budget_s(budget: str | float | None, trials: int | None) -> float | None:
     if seconds <= 0:
         raise InvalidInput(f"budget {budget!r}: expected a time above zero, such as 90s, 15m, 4h or 2d")
     return seconds
+
+
+def _require_time(given: str | float | None, budget_s: float | None, spent_s: float) -> None:
+    """Refuse a new budget that is spent already.
+
+    Raises:
+        InvalidInput: If it is.
+    """
+    if given is not None and budget_s is not None and budget_s <= spent_s:
+        raise InvalidInput(
+            f"budget {given!r}: {format_duration(spent_s)} of it are spent already, since a budget is that of all "
+            "resumes together; give more"
+        )
 
 
 def _positive(name: str, value: int | None) -> int | None:

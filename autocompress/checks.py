@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +79,7 @@ def run_checks(
     survey = cache(lambda: survey_architectures(bench, space))
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("data", lambda: _data(task)),
+        ("model", lambda: _model(task)),
         ("baseline", lambda: _baseline(bench)),
         ("layers", lambda: _layers(bench, space, *survey())),
         ("recovery", lambda: _recovery(bench)),
@@ -115,6 +116,13 @@ def _data(task: Task) -> str:
         shapes.append("WARNING: validation data are the train data, so scores will be too good")
     missing = "" if task.has_test else "; no test data, so the front will have no test scores"
     return "; ".join(shapes) + missing
+
+
+def _model(task: Task) -> str:
+    again = replace(task)  # which calls the user's function anew
+    again.require_weights(task.weights_digest)
+    count = sum(parameter.numel() for parameter in task.build_model().parameters())
+    return f"{count} parameters, the same each time that it is built"
 
 
 def _baseline(bench: Workbench) -> str:

@@ -23,6 +23,8 @@ LEAST_CHANCE = 0.05
 SLACK = 0.5
 """Share of the standard error of a loss by which a model has to be better, to be missed."""
 
+SAME = 0.0005
+"""Relative difference of what is believed of two models that tells neither of them from the other."""
 
 NOTHING: Mapping[int, float] = MappingProxyType({})
 
@@ -52,8 +54,9 @@ def likely_front(
     """The front of all that obey the constraints, and what it would miss if scores had come out a little differently.
 
     The best of a hundred scores is lucky as a rule, and what it beats by its luck is better in truth. So the front by
-    what is believed of the models, where something is, joins the front by their scores. Then scores are drawn anew from
-    those of parts of the validation data, by weights that are the same for all models, so that only differences count.
+    what is believed of the models, where something is, joins the front by their scores; beliefs that are next to the
+    same tell nothing. Then scores are drawn anew from those of parts of the validation data, by weights that are the
+    same for all models, so that only differences count.
     Models that nothing on the front, nor the baseline, reaches in some share of the draws join it, those that are
     missed most often first, until the front is twice as long as the one by scores.
 
@@ -82,7 +85,7 @@ def likely_front(
     files = {record.artifact.sha256 for record in front if record.artifact}  # training may have brought nothing
     others = [
         record
-        for record in pareto_front(_by_belief(allowed, metric, believed), objectives)
+        for record in pareto_front(_by_belief(allowed, metric, believed), _of_beliefs(objectives, metric))
         if record.number not in numbers and not (record.artifact and record.artifact.sha256 in files)
     ]
     begun = [rows[record.number] for record in (*front, *others)]
@@ -102,6 +105,10 @@ def _by_belief(records: Sequence[Record], metric: Objective, believed: Mapping[i
         for record in records
         if record.number in believed
     ]
+
+
+def _of_beliefs(objectives: Sequence[Objective], metric: Objective) -> list[Objective]:
+    return [replace(one, tolerance=SAME) if one.name == metric.name else one for one in objectives]
 
 
 class _Draws:
@@ -180,8 +187,9 @@ class _Draws:
         fixed, scores, allowed = self._fixed.costs, self._costs, self._allowed
         found = []
         for place in range(len(fixed)):
-            no_worse = (fixed <= fixed[place]).all(axis=1) & (scores <= scores[:, place, None])
-            better = (fixed < fixed[place]).any(axis=1) | (scores < scores[:, place, None])
+            own = scores[:, place, None]
+            no_worse = (fixed <= fixed[place]).all(axis=1) & (scores <= own + SAME * np.abs(own))
+            better = (fixed < fixed[place]).any(axis=1) | (scores < own - SAME * np.abs(own))
             found.append(float((allowed[:, place] & ~(allowed & no_worse & better).any(axis=1)).mean()))
         return found
 

@@ -24,7 +24,7 @@ from autocompress.screen import Screen
 from autocompress.snapshot import Observer, Phase, Snapshot
 from autocompress.strategies import SearchStrategy
 
-SPENT = "the budget is spent"
+SPENT = "what is left of the budget is for measuring the front"
 NO_ROOM = "the budget leaves no time for a trial beside the final measurements; give it more"
 TICK_S = 0.5
 SAME_ERRORS = 5
@@ -215,7 +215,8 @@ class SearchLoop:
             known, self._phase = len(self._records), "searching"
             reason = self._search()
         status: RunStatus = "stopped" if self._interrupts.drain else "complete"
-        self._end(status, CANCELLED if self._interrupts.cancel else reason)
+        ended = "the budget is spent" if reason == SPENT else reason
+        self._end(status, CANCELLED if self._interrupts.cancel else ended)
         return status
 
     # -- searching -----------------------------------------------------------------------------------------------
@@ -500,7 +501,7 @@ class SearchLoop:
             late = self._config.budget_s is not None and self._left_s() < -GRACE_S
             if pending and (late or self._interrupts.cancel):
                 self._calls.kill()
-                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else SPENT)
+                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else "the budget is spent")
 
     # -- telling -------------------------------------------------------------------------------------------------
 

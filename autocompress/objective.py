@@ -122,10 +122,13 @@ def weighted_change(
     return total
 
 
+BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+"""Units of sizes, in bytes."""
+
 _NUMBER = r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?\.\d+"
 _CONSTRAINT = re.compile(
     rf"^\s*(?P<name>\w+)\s*(?P<operator><=|>=)\s*(?:"
-    rf"(?P<plain>{_NUMBER})\s*(?P<suffix>[%x]?)"
+    rf"(?P<plain>{_NUMBER})\s*(?P<suffix>%|x|{'|'.join(BYTES)}|)"
     rf"|baseline(?:\s*(?P<sign>[-+*])\s*(?P<number>{_NUMBER})\s*(?P<percent>%?))?"
     rf")\s*$"
 )
@@ -135,8 +138,8 @@ _CONSTRAINT = re.compile(
 class Constraint:
     """A bound on one value, absolute or relative to the baseline.
 
-    Written `latency_ms<=5`, `accuracy>=97%`, `accuracy>=baseline-1%`, `size_bytes<=0.25x` or
-    `latency_ms<=baseline*0.5` (the last two forms are relative to the baseline).
+    Written `latency_ms<=5`, `size_bytes<=60KiB`, `accuracy>=97%`, `accuracy>=baseline-1%`, `size_bytes<=0.25x` or
+    `latency_ms<=baseline*0.5` (the last three forms are relative to the baseline).
 
     Args:
         name: The value that is bounded.
@@ -165,14 +168,17 @@ class Constraint:
         if match is None:
             raise InvalidInput(
                 f"constraint {text!r}: expected NAME<=VALUE or NAME>=VALUE, where VALUE is a number, a percentage "
-                "(97%), a multiple of the baseline (0.5x), or baseline-0.01"
+                "(97%), a size (60KiB), a multiple of the baseline (0.5x), or baseline-0.01"
             )
+        unit = BYTES.get(match["suffix"] or "")
+        if unit and not match["name"].endswith("_bytes"):
+            raise InvalidInput(f"constraint {text!r}: a unit of bytes is for size_bytes and peak_memory_bytes")
         share = "%" in (match["suffix"], match["percent"])
         if share and match["name"] in {objective.name for objective in MEASURED}:
             raise InvalidInput(
                 f"constraint {text!r}: a percentage is for metrics; {match['name']}<=0.5x is half of the baseline"
             )
-        number = float(match["plain"] or match["number"] or 0.0) / (100 if share else 1)
+        number = float(match["plain"] or match["number"] or 0.0) / (100 if share else 1) * (unit or 1)
         if match["suffix"] == "x" or match["sign"] == "*":
             scale, offset = number, 0.0
         elif match["plain"]:
@@ -197,6 +203,22 @@ class Constraint:
         if not self.offset:
             return f"{self.name}{self.operator}{self.scale:.12g}x"
         return f"{self.name}{self.operator}baseline{self.offset:+.12g}"
+
+
+def check_shares(constraints: Sequence[Constraint], shares: Sequence[str]) -> None:
+    """Refuse bounds that no share can have.
+
+    Args:
+        constraints: Any.
+        shares: Names of values in [0, 1].
+
+    Raises:
+        InvalidInput: If one wants more than 1, or less than 0, of a share.
+    """
+    for constraint in constraints:
+        if constraint.name in shares and not constraint.scale and not 0 <= constraint.offset <= 1:
+            percent = f"; did you mean {constraint}%?" if 1 < constraint.offset <= 100 else ""
+            raise InvalidInput(f"constraint '{constraint}': {constraint.name} is a share in [0, 1]{percent}")
 
 
 def parse_constraints(texts: tuple[str, ...], known: tuple[str, ...]) -> tuple[Constraint, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -171,10 +171,18 @@ def policy_plans(
     return tuple(found.values())
 
 
-def policies_left_out(space: SearchSpace, plan: Planner) -> dict[str, str]:
-    """The policies of a space that mean nothing for this model and machine, each with the part that no layer takes."""
+def policies_left_out(space: SearchSpace, plan: Planner, offered: Container[str]) -> dict[str, str]:
+    """The policies of a space that mean nothing for this model and machine, each with the part that no layer takes.
+
+    Args:
+        space: Where the policies are.
+        plan: Makes plans of answers.
+        offered: The architectures; policies of others are left out for another reason.
+    """
     missing = {}
     for policy in space.policies:
+        if policy.get("architecture", ORIGINAL) not in offered:
+            continue
         unmet = _unmet(policy, plan(policy_suggest(policy)))
         if unmet:
             missing[", ".join(f"{key}: {value}" for key, value in policy.items())] = unmet

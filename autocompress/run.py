@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
-from autocompress.objective import Constraint, Direction, weighted_change
+from autocompress.objective import Constraint, Direction, check_shares, weighted_change
 from autocompress.point import Point, summarize
 from autocompress.record import Record
 from autocompress.report.table import Column, point_columns, point_row
@@ -107,9 +107,11 @@ class Run:
         """
         baseline, points = self._directory.points()
         if baseline is None or not points:
-            raise InvalidInput(f"run {self.path}: the front is empty so far; wait for the first trials")
+            raise InvalidInput(self._why_empty())
         known = [name for name in baseline.values() if all(name in point.values() for point in points)]
         constraints = tuple(_constraint(text, known) for text in _texts(where))
+        shares = (self.config.metric, f"test_{self.config.metric}") if self.config.is_percentage else ()
+        check_shares(constraints, shares)
         fitting = [point for point in points if _miss(point, baseline, constraints) is None]
         if not fitting:
             raise InvalidInput(_nothing_fits(points, baseline, constraints))
@@ -135,12 +137,17 @@ class Run:
             "trials": {status: statuses.count(status) for status in ("complete", "screened", "failed")},
             "baseline": baseline.as_json() if baseline else None,
             "front": [point.as_json() for point in front],
+            "near_misses": [point.as_json() for point in self.near_misses],
         }
 
     def columns(self) -> tuple[Column, ...]:
         """The columns that a table of the front has, or of the near misses where nothing obeys."""
-        config = self.config
-        return point_columns(self.points or self.near_misses, config.metric, config.is_percentage)
+        config, baseline, misses = self.config, self.baseline, self.near_misses
+        columns = point_columns(misses or self.points, config.metric, config.is_percentage)
+        if not misses or baseline is None:
+            return columns
+        beyond = Column("beyond", "misses", lambda point: _beyond(point, baseline, config.constraints), 0)
+        return (*columns[:2], beyond, *columns[2:])
 
     def _repr_html_(self) -> str:
         from autocompress.report.page import front_html
@@ -156,6 +163,13 @@ class Run:
             raise _unknown("value to be best in", name, known)
         sign = -1.0 if self._direction(name) == "maximize" else 1.0
         return min(points, key=lambda point: (sign * point.values()[name], point.latency_ratio, point.size_bytes))
+
+    def _why_empty(self) -> str:
+        misses = self.near_misses
+        if not misses:
+            return f"run {self.path}: the front is empty so far; wait for the first trials"
+        wanted = ", ".join(map(str, self.config.constraints))
+        return f"run {self.path}: no model has {wanted}; the nearest: {', '.join(point.file for point in misses)}"
 
     def _weighted(self, point: Point, baseline: Point) -> float:
         config = self.config
@@ -201,6 +215,12 @@ def _miss(point: Point, baseline: Point, constraints: Sequence[Constraint]) -> _
     return max((miss for miss in misses if miss.violation > 0), key=lambda miss: miss.violation, default=None)
 
 
+def _beyond(point: Point, baseline: Point, constraints: Sequence[Constraint]) -> str:
+    """The constraint that a point breaks worst, in words."""
+    miss = _miss(point, baseline, constraints)
+    return f"{miss.constraint} by {100 * miss.violation:.3g} %" if miss else ""
+
+
 def _nothing_fits(points: Sequence[Point], baseline: Point, constraints: Sequence[Constraint]) -> str:
     misses = [(point, miss) for point in points if (miss := _miss(point, baseline, constraints)) is not None]
     nearest = sorted(misses, key=lambda pair: pair[1].violation)[:3]
@@ -210,7 +230,7 @@ def _nothing_fits(points: Sequence[Point], baseline: Point, constraints: Sequenc
         for point, miss in nearest
     )
     wanted = ", ".join(str(constraint) for constraint in constraints)
-    return f"none of the {len(points)} models of the front has {wanted}; widen it. Nearest: {listing}"
+    return f"none of the {len(points)} models of the front has {wanted}; ask for less. Nearest: {listing}"
 
 
 def _texts(where: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -127,9 +127,9 @@ class RunDirectory:
     """One search on disk.
 
     `run.json` the configuration · `records.jsonl` one line for each finished trial, change that was looked at and
-    confirmation, appended and synced ·
-    `heartbeat.json` time spent and status · `artifacts/` model files by the digest of their plan · `front/` the
-    current front · `study.journal` Optuna's own view · `report.html` · `log.txt`.
+    confirmation, appended and synced · `heartbeat.json` time spent and status · `artifacts/` model files by the digest
+    of their plan · `front/` the current front · `near_misses/` what comes nearest where nothing obeys the constraints ·
+    `study.journal` Optuna's own view · `report.html` · `log.txt`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -403,13 +403,8 @@ class RunDirectory:
 
         tried = [record for record in final if record.status == "complete" and record.number > 0]
         return tuple(
-            replace(
-                make_point(record, baseline, confirmations, config.metric, self.path / "front"),
-                file=str(self.path / record.artifact.path),
-                plan=str((self.path / record.artifact.path).with_suffix(".json")),
-            )
+            make_point(record, baseline, confirmations, config.metric, self.path / "near_misses")
             for record in sorted(tried, key=worst)[:NEAR_MISSES]
-            if record.artifact is not None
         )
 
     def _points(
@@ -441,32 +436,28 @@ class RunDirectory:
         if baseline is not None:
             with self._writing():
                 self._place_front(records, baseline, front)
-                if not front:
-                    self._write_near_misses(records, confirmations)
+                misses = self._near_misses(records, confirmations) if not front else ()
+                _keep_only(self.path / "near_misses", self._place_points(records, misses))
         return baseline, front
-
-    def _write_near_misses(self, records: Sequence[Record], confirmations: Sequence[Confirmation]) -> None:
-        by_number = {record.number: record for record in records}
-        for point in self._near_misses(records, confirmations):
-            write_atomically(Path(point.plan), by_number[point.number].plan.to_json())
 
     def _place_front(self, records: Sequence[Record], baseline: Point, front: tuple[Point, ...]) -> None:
         folder = self.path / "front"
-        folder.mkdir(exist_ok=True)
+        names = self._place_points(records, (baseline, *front))
+        listed = {"baseline": _inside(baseline).as_json(), "front": [_inside(point).as_json() for point in front]}
+        write_atomically(folder / "front.json", dumps(listed, indent=2))
+        write_atomically(folder / "front.csv", _csv([_inside(point) for point in front]))
+        _keep_only(folder, names | {"front.json", "front.csv"})
+
+    def _place_points(self, records: Sequence[Record], points: Sequence[Point]) -> set[str]:
+        """Put model and plan of points where they say; the names of the files."""
         by_number = {record.number: record for record in records}
-        wanted = {"front.json", "front.csv"}
-        for point in (baseline, *front):
+        for point in points:
             record = by_number[point.number]
             assert record.artifact is not None, "complete records have an artifact"
+            Path(point.file).parent.mkdir(exist_ok=True)
             _place(self.path / record.artifact.path, Path(point.file))
             write_atomically(Path(point.plan), record.plan.to_json())
-            wanted |= {Path(point.file).name, Path(point.plan).name}
-        names = {"baseline": _inside(baseline).as_json(), "front": [_inside(point).as_json() for point in front]}
-        write_atomically(folder / "front.json", dumps(names, indent=2))
-        write_atomically(folder / "front.csv", _csv([_inside(point) for point in front]))
-        for path in folder.iterdir():
-            if path.name not in wanted and not path.name.startswith("."):
-                path.unlink()
+        return {Path(name).name for point in points for name in (point.file, point.plan)}
 
     def log(self, message: str) -> None:
         """Add a line with the time to `log.txt`."""
@@ -532,6 +523,13 @@ def _is_whole(line: bytes) -> bool:
     except InvalidInput:
         return False
     return True
+
+
+def _keep_only(folder: Path, names: Collection[str]) -> None:
+    """Delete all other files of a folder but hidden ones, which are being written."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in names and not path.name.startswith("."):
+            path.unlink()
 
 
 def _place(source: Path, target: Path) -> None:

@@ -103,8 +103,9 @@ class Task:
 
     Args:
         name: For files and tables.
-        model: A trained `nn.Module`, or a function without arguments that returns one. Its `forward` takes the
-            inputs in order and returns one tensor (samples, …).
+        model: A trained `nn.Module`, or a function without arguments that returns one; it is called once in each
+            process, and has to give the same weights every time. Its `forward` takes the inputs in order and returns
+            one tensor (samples, …).
         train: Data for recovery; see `autocompress.data.as_split` for what may be given.
         validation: Data that the search scores on; never trained on.
         test: Data that only the finished front is scored on; without it the front has no test scores.
@@ -221,13 +222,37 @@ class Task:
             TaskFailed: If the user's function raises.
             InvalidInput: If it returns something else than a module.
         """
+        return copy.deepcopy(self._built)
+
+    @cached_property
+    def _built(self) -> nn.Module:
+        """The trained model, which nobody may change."""
         source: Any = self.model
-        module = (
-            copy.deepcopy(source)
-            if hasattr(source, "state_dict") and not isinstance(source, type)
-            else user_code(source, f"building the model of task {self.name!r}")
-        )
-        return self._module(module, "model")
+        is_module = hasattr(source, "state_dict") and not isinstance(source, type)
+        module = source if is_module else user_code(source, f"building the model of task {self.name!r}")
+        return self._module(copy.deepcopy(module) if is_module else module, "model")
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Digest of the trained model's weights."""
+        weights = hashlib.sha256()
+        for name, tensor in self._built.state_dict().items():
+            array = tensor.detach().cpu().numpy()
+            weights.update(f"{name}{array.shape}".encode())
+            weights.update(np.ascontiguousarray(array).tobytes())
+        return weights.hexdigest()[:16]
+
+    def require_weights(self, digest: str) -> None:
+        """Refuse a model with other weights than another process has.
+
+        Raises:
+            InvalidInput: If the user's function gave others.
+        """
+        if self.weights_digest != digest:
+            raise InvalidInput(
+                f"the model of task {self.name!r} has other weights each time that its function is called; load them "
+                "from a file, or train with a fixed seed"
+            )
 
     @cached_property
     def _students(self) -> dict[str, dict[str, tuple[Student, dict[str, Scalar]]]]:
@@ -335,15 +360,10 @@ class Task:
 
         Of functions (loss, metric, the students' builders) only names and ranges are seen, not what they do.
         """
-        weights = hashlib.sha256()
-        for name, tensor in self.build_model().state_dict().items():
-            array = tensor.detach().cpu().numpy()
-            weights.update(f"{name}{array.shape}".encode())
-            weights.update(np.ascontiguousarray(array).tobytes())
         names: tuple[SplitName, ...] = ("train", "validation", "test") if self.has_test else ("train", "validation")
         prints = {f"{name} data": self.split(name).fingerprint() for name in names}
         return {
-            "model": weights.hexdigest()[:16],
+            "model": self.weights_digest,
             **prints,
             "metric": self.the_metric.name,
             "loss": getattr(self.loss, "__qualname__", type(self.loss).__name__),

@@ -27,9 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Task, machine and run directory of a search, small enough to go with every call."""
+    """Task, machine and run directory of a search, small enough to go with every call.
+
+    Args:
+        source: The task.
+        weights: Digest of its model's weights.
+        profile: The machine.
+        directory: The run directory.
+    """
 
     source: TaskSource
+    weights: str
     profile: HardwareProfile
     directory: str
 
@@ -150,12 +158,14 @@ def measure_together(
 
 
 @lru_cache(maxsize=2)
-def _bench_of(source: TaskSource, profile_json: str, directory: str) -> Workbench:
+def _bench_of(source: TaskSource, weights: str, profile_json: str, directory: str) -> Workbench:
     from autocompress.pipeline import Workbench
 
-    return Workbench(source.load(), from_json(HardwareProfile, profile_json), Path(directory))
+    task = source.load()
+    task.require_weights(weights)
+    return Workbench(task, from_json(HardwareProfile, profile_json), Path(directory))
 
 
 def _bench(assignment: Assignment) -> Workbench:
     """The workbench of an assignment, kept warm between calls."""
-    return _bench_of(assignment.source, to_json(assignment.profile), assignment.directory)
+    return _bench_of(assignment.source, assignment.weights, to_json(assignment.profile), assignment.directory)

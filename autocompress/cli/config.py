@@ -27,7 +27,7 @@ class Config(BaseModel):
 
     task: str | None = None
     data: str | None = None
-    budget: str | None = None
+    budget: str | int | float | None = None
     trials: PositiveInt | None = None
     space: str | None = None
     hardware: str | None = None

@@ -24,7 +24,7 @@ def the_task(given: str | None, config: Config) -> str:
     task = given or config.task
     if task is None:
         raise InvalidInput(
-            "no task: give one (autocompress search task.py), or set `task` in autocompress.yaml or under "
+            "no task: give a file with one (task.py), or set `task` in autocompress.yaml or under "
             "[tool.autocompress] in pyproject.toml"
         )
     return task

@@ -30,7 +30,7 @@ def measure(
     ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="`json` holds the samples too.")] = Format.TEXT,
 ) -> None:
-    """Measure latency and memory of an ONNX file on a machine.
+    """Measure latency, size and memory of an ONNX file on a machine.
 
     Example: `autocompress measure model.onnx --reference original.onnx`
     """
@@ -40,10 +40,13 @@ def measure(
     profile = hardware or find_config(Path.cwd()).hardware
     given = {"hardware": profile} if profile is not None else {}
     result = api.measure(model, reference=reference, **given)
-    typer.echo(to_json(result) if format is Format.JSON else _text(result, with_reference=reference is not None))
+    if format is Format.JSON:
+        typer.echo(to_json(result))
+    else:
+        typer.echo(_text(result, model.stat().st_size, with_reference=reference is not None))
 
 
-def _text(result: Measurement, *, with_reference: bool) -> str:
+def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
     from autocompress.report.table import format_bytes, format_interval, format_ms
 
     lines = {
@@ -51,6 +54,7 @@ def _text(result: Measurement, *, with_reference: bool) -> str:
         "ratio to the reference": f"{result.latency_ratio:.3f} ({format_interval(result.latency_ratio_interval)})",
         "wall time": f"{format_ms(result.wall_p50_ms)} (p50), {format_ms(result.wall_p95_ms)} (p95)",
         "wall time over CPU time": f"{result.contention:.2f}",
+        "size": format_bytes(size_bytes),
         "peak memory": format_bytes(result.peak_memory_bytes),
         "nodes on integer kernels": f"{result.integer_nodes} of {result.nodes}",
         "machine": result.machine,

@@ -34,7 +34,8 @@ def search(
     ] = None,
     *,
     budget: Annotated[
-        str | None, typer.Option(help="Wall time: `90s`, `15m`, `4h`, `2d`. Without `--trials` it is 15m.")
+        str | None,
+        typer.Option(help="Wall time, all resumes together: `90s`, `15m`, `4h`, `2d`. Without `--trials` it is 15m."),
     ] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Stop after so many trials.")] = None,
     space: Annotated[str | None, typer.Option(help="Search space: a shipped name (`joint`) or a YAML file.")] = None,
@@ -142,7 +143,7 @@ def _print_end(run: Run) -> None:
     path = shlex.quote(str(run.path))
     if run.near_misses:
         typer.echo(
-            f"\nno model obeys the constraints; the table has the nearest, with files in {run.path / 'artifacts'}.\n"
+            f"\nfiles of the nearest: {run.path / 'near_misses'}\n"
             f"Widen the constraints in a new search, or give this one more time: autocompress search --resume {path} "
             "--budget TIME"
         )
@@ -153,10 +154,14 @@ def _print_end(run: Run) -> None:
             "--budget TIME"
         )
         return
+    if not [point for point in run.points if point.number > 0 and point.latency_ratio < 1]:
+        typer.echo("\nno model that was found is faster than yours")
+    more = "" if run.status == "stopped" else " --budget TIME"
     typer.echo(
         f"\nfiles:  {run.path / 'front'}\n"
-        f"choose: autocompress pick {path} {_choice(run)} --output model.onnx\n"
-        f"look:   {run.path / 'report.html'}"
+        f"choose: {' '.join(filter(None, ('autocompress pick', path, _choice(run))))} --output model.onnx\n"
+        f"look:   {run.path / 'report.html'}\n"
+        f"go on:  autocompress search --resume {path}{more}"
     )
 
 
@@ -164,8 +169,11 @@ def _choice(run: Run) -> str:
     """How one might choose from the front: the fastest where a loss was bounded, else the best of the faster half."""
     config = run.config
     if all(objective.weight for objective in config.objectives):
+        typer.echo(f"\nbest by the weights: {run.pick().name}")
         return ""
+    faster = sorted(point.latency_ratio for point in run.points if point.latency_ratio < 1)
+    if not faster:
+        return "--best size_bytes"
     if any(constraint.name == config.metric for constraint in config.constraints):
         return "--best latency_ms"
-    latencies = sorted(point.latency_ratio for point in run.points)
-    return f'--where "latency_ratio<={math.ceil(100 * latencies[len(latencies) // 2]) / 100:g}"'
+    return f'--where "latency_ratio<={math.ceil(100 * faster[len(faster) // 2]) / 100:g}"'

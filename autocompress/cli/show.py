@@ -52,8 +52,8 @@ def _text(run: Run, format: Format) -> str:
     if format is Format.JSON:
         return dumps(run.as_json(), indent=2)
     if format is Format.CSV:
-        return comma_separated(run.points)
-    return markdown(run.points, run.columns())
+        return comma_separated(run.points or run.near_misses)
+    return markdown(run.points or run.near_misses, run.columns())
 
 
 def print_run(run: Run) -> None:
@@ -73,7 +73,8 @@ def print_run(run: Run) -> None:
         return
     misses = run.near_misses
     if misses:
-        console.print("No model obeys the constraints. The nearest:")
+        wanted = ", ".join(map(str, run.config.constraints))
+        console.print(f"No model obeys {wanted}. The nearest:", markup=False, soft_wrap=True)
         points = misses
     apart = None if baseline.number in {point.number for point in points} else baseline
     console.print(front_table(apart, points, run.columns(), width=console.width))

@@ -18,6 +18,9 @@ _GAP = 2
 _NAME_WIDTH = 16
 """A name is shown to this length at least; its number, at the front, makes it unique."""
 
+_DETAIL = 2
+"""Rank from which on a column goes before a name is cut."""
+
 
 def terminal(*, stderr: bool = False) -> Console:
     """A console that cuts nothing short where its output goes to a file or a pipe."""
@@ -52,17 +55,21 @@ def front_table(
 
 
 def fit(columns: Sequence[Column], points: Sequence[Point], width: int) -> tuple[Column, ...]:
-    """The columns that fit, those of the lowest rank first; a name counts no more than its shortest useful length."""
+    """The columns that fit, those of the lowest rank first.
+
+    Whole names are worth more than columns that only say more of what others say; then they are cut.
+    """
     kept = list(columns)
-    while needed_width(kept, points) > width and any(column.rank for column in kept):
-        kept.remove(max(reversed(kept), key=lambda column: column.rank))
+    for least_rank, longest_name in ((_DETAIL, width), (1, _NAME_WIDTH)):
+        while needed_width(kept, points, longest_name) > width and any(one.rank >= least_rank for one in kept):
+            kept.remove(max(reversed(kept), key=lambda column: column.rank))
     return tuple(kept)
 
 
-def needed_width(columns: Sequence[Column], points: Sequence[Point]) -> int:
-    """Characters that the columns take, a name at its shortest useful length."""
+def needed_width(columns: Sequence[Column], points: Sequence[Point], longest_name: int = _NAME_WIDTH) -> int:
+    """Characters that the columns take, with names cut at some length."""
     widths = [_width(column, points) for column in columns]
-    needed = [min(w, _NAME_WIDTH) if c.key == "name" else w for c, w in zip(columns, widths, strict=True)]
+    needed = [min(w, longest_name) if c.key == "name" else w for c, w in zip(columns, widths, strict=True)]
     return sum(needed) + _GAP * len(columns)
 
 

@@ -170,7 +170,7 @@ def test_checking_names_every_part_and_stops_at_the_first_that_fails() -> None:
     seen: list[str] = []
     report = autocompress.check(task, space=SPACE, hardware="fake", observe=lambda item: seen.append(item.name))
     assert report.ok
-    assert seen == ["task", "data", "baseline", "layers", "recovery", "one trial"]
+    assert seen == ["task", "data", "model", "baseline", "layers", "recovery", "one trial"]
     broken = autocompress.check("nowhere.py", hardware="fake")
     assert not broken.ok
     assert [item.name for item in broken.items] == ["task"]

@@ -277,7 +277,7 @@ def test_a_mistake_in_pyproject_is_named(search: Calls, project: Path, capsys: p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["search"], "error: no task: give one"),
+        (["search"], "error: no task: give a file with one"),
         (["search", "task.py", "--data", "nowhere"], "error: data 'nowhere': no such folder"),
         (["search", "task.py", "--accept-changes"], "error: --accept-changes belongs to --resume"),
         (["search", "task.py", "--bugdet", "4h"], "error: No such option: --bugdet"),
@@ -408,12 +408,14 @@ def test_measure_hands_on_its_arguments_and_prints_the_latency(
 ) -> None:
     measure = Calls(complete(0, Plan(), 0.97, 0.5, 0.25).measurement)
     monkeypatch.setattr(api, "measure", measure)
+    Path("a.onnx").write_bytes(b"x" * 2048)
     assert main(["measure", "a.onnx", "--reference", "b.onnx", "--hardware", "local"]) == 0
     assert measure.positional == (Path("a.onnx"),)
     assert measure.options == {"reference": Path("b.onnx"), "hardware": "local"}
     out = capsys.readouterr().out
     assert "latency: 0.400 ms" in out
     assert "ratio to the reference: 0.500 (0.49–0.52)" in out
+    assert "size: 2 KiB" in out
 
 
 # -- configuration, tables and the live view -------------------------------------------------------------------------
@@ -440,8 +442,8 @@ def test_a_project_without_configuration_has_an_empty_one(project: Path) -> None
 
 
 def test_a_key_of_another_type_is_refused(project: Path) -> None:
-    (project / "autocompress.yaml").write_text("budget: 15\n")
-    with pytest.raises(InvalidInput, match="budget: Input should be a valid string"):
+    (project / "autocompress.yaml").write_text("space: 15\n")
+    with pytest.raises(InvalidInput, match="space: Input should be a valid string"):
         find_config(project)
 
 
@@ -454,6 +456,15 @@ def test_a_table_fits_its_width_and_keeps_what_matters_most(run: Run, width: int
     assert lines[0].split()[:2] == ["model", "accuracy"]
     assert "97.00 %" in lines[1]
     assert "× latency" in lines[0]
+
+
+def test_names_are_whole_where_leaving_details_out_makes_room(run: Run) -> None:
+    longest = max(len(point.name) for point in run.points)
+    console = Console(width=longest + 40, file=io.StringIO(), record=True)
+    console.print(front_table(run.baseline, run.points, run.columns(), width=console.width))
+    shown = console.export_text()
+    assert all(point.name in shown for point in run.points)
+    assert "memory" not in shown
 
 
 def test_wider_tables_have_no_fewer_columns(run: Run) -> None:

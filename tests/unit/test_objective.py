@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import InvalidInput, UnknownName
-from autocompress.objective import Constraint, Direction, Objective, make_objectives, parse_constraints, weighted_change
+from autocompress.objective import (
+    Constraint,
+    Direction,
+    Objective,
+    check_shares,
+    make_objectives,
+    parse_constraints,
+    weighted_change,
+)
 from autocompress.serialization import from_json, to_json
 
 KNOWN = ("accuracy", "latency_ms", "size_bytes")
@@ -74,6 +82,9 @@ def test_an_objective_survives_json(objective: Objective) -> None:
         ("latency_ms<=baseline+1", 3.0),
         ("accuracy>=baseline - 1%", 1.99),
         ("accuracy>=97%", 0.97),
+        ("size_bytes<=60KiB", 61440.0),
+        ("size_bytes <= 1.5 MB", 1_500_000.0),
+        ("peak_memory_bytes<=2MiB", 2_097_152.0),
     ],
 )
 def test_constraints_are_read_in_every_documented_form(text: str, bound: float) -> None:
@@ -117,6 +128,21 @@ def test_a_constraint_survives_json(operator: str, scale: float, offset: float) 
 def test_a_malformed_constraint_shows_what_is_expected(text: str) -> None:
     with pytest.raises(InvalidInput, match="expected NAME<=VALUE or NAME>=VALUE"):
         Constraint.parse(text)
+
+
+def test_units_of_bytes_are_for_sizes_alone() -> None:
+    with pytest.raises(InvalidInput, match="a unit of bytes is for size_bytes"):
+        Constraint.parse("latency_ms<=5MB")
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"), [("accuracy>=97", "; did you mean accuracy>=97%"), ("accuracy>=-1", "$"), ("accuracy<=9700", "$")]
+)
+def test_a_share_beyond_one_is_refused(text: str, hint: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"accuracy is a share in \[0, 1\]{hint}"):
+        check_shares([Constraint.parse(text)], ("accuracy",))
+    check_shares([Constraint.parse(text)], ("f1",))
+    check_shares([Constraint.parse("accuracy>=baseline-1%"), Constraint.parse("accuracy>=97%")], ("accuracy",))
 
 
 def test_a_violation_is_relative_to_the_bound() -> None:

@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Run:
 
 def test_the_json_is_the_contract_that_scripts_rely_on(run: Run) -> None:
     facts = run.as_json()
-    assert list(facts) == ["task", "status", "budget_s", "elapsed_s", "trials", "baseline", "front"]
+    assert list(facts) == ["task", "status", "budget_s", "elapsed_s", "trials", "baseline", "front", "near_misses"]
     assert facts["task"] == "digits"
     assert (facts["status"], facts["budget_s"], facts["elapsed_s"]) == ("complete", 180.0, 171.5)
     assert facts["trials"] == {"complete": 4, "screened": 1, "failed": 3}
@@ -181,8 +181,20 @@ def test_what_comes_nearest_is_named_where_nothing_obeys(tmp_path: Path) -> None
     plans = {record.number: record.plan for record in RunDirectory.open(tmp_path / "run").records()}
     for point in run.near_misses:
         assert Plan.from_json(Path(point.plan).read_text(encoding="utf-8")) == plans[point.number]
+    assert {Path(point.file).stem for point in run.near_misses} == {point.name for point in run.near_misses}
+    assert [point["name"] for point in run.as_json()["near_misses"]] == [point.name for point in run.near_misses]
+    title, cell = next((column.title, column.cell) for column in run.columns() if column.key == "beyond")
+    assert (title, cell(run.near_misses[0])) == ("misses", "latency_ms<=0.25x by 20 %")
+    with pytest.raises(InvalidInput, match=r"no model has latency_ms<=0\.25x, accuracy>=0\.95; the nearest: .*\.onnx"):
+        run.pick()
     make_run(tmp_path / "other", confirm=False)
     assert Run(tmp_path / "other").near_misses == ()
+    assert not (tmp_path / "other" / "near_misses").exists()
+
+
+def test_a_share_beyond_one_is_not_looked_for(run: Run) -> None:
+    with pytest.raises(InvalidInput, match="did you mean accuracy>=97%"):
+        run.pick("accuracy>=97")
 
 
 def test_weights_choose_one_model(tmp_path: Path) -> None:

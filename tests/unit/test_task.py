@@ -124,6 +124,27 @@ def test_a_model_may_be_a_function() -> None:
     assert isinstance(a_task(model=lambda: nn.Linear(2, 2)).build_model(), nn.Linear)
 
 
+def test_a_function_for_the_model_is_called_once() -> None:
+    calls: list[int] = []
+
+    def model() -> nn.Module:
+        calls.append(1)
+        return nn.Linear(2, 2)
+
+    task = a_task(model=model)
+    one, other = task.build_model(), task.build_model()
+    task.fingerprint()
+    assert len(calls) == 1
+    assert torch.equal(one.weight, other.weight)  # type: ignore[arg-type]
+
+
+def test_a_function_that_gives_other_weights_each_time_is_refused() -> None:
+    first, second = (a_task(model=lambda: nn.Linear(2, 2)) for _ in range(2))
+    first.require_weights(first.weights_digest)
+    with pytest.raises(InvalidInput, match=r"has other weights each time.*; load them from a file"):
+        second.require_weights(first.weights_digest)
+
+
 def test_a_model_function_that_raises_or_returns_something_else_is_explained() -> None:
     with pytest.raises(TaskFailed, match="building the model of task 'signs' raised ZeroDivisionError"):
         a_task(model=lambda: 1 / 0).build_model()

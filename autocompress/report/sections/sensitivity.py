@@ -39,7 +39,8 @@ class SensitivityTable(Section):
         plans = (*(record.plan for record in facts.records), *(entry.plan for entry in known))
         layers = [escape(layer) for layer in layer_order(plans)]
         layout = {
-            "xaxis": {"automargin": True, "tickangle": -60, "categoryorder": "array", "categoryarray": layers},
+            "xaxis": {"type": "category", "categoryorder": "array", "categoryarray": layers}
+            | {"automargin": True, "tickangle": -60},
             "yaxis": {"type": "log", "title": {"text": "divergence of the outputs"}},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         }
