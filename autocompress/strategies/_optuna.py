@@ -112,8 +112,12 @@ class OptunaStrategy(SearchStrategy):
         return {_key(c): c.violation(record.values, baseline) for c in self._problem.constraints}
 
     def _past(self, record: Record, state: TrialState) -> optuna.trial.FrozenTrial:
-        """The study's trial of a record from an earlier process, or of the baseline."""
-        params = dict(record.trial.proposal.params)
+        """The study's trial of a record from an earlier process, or of the baseline.
+
+        The baseline has the neutral answer to every knob. With none it would leave nothing to samplers that look at
+        what all trials share (NSGA-II, GP), and they would fall back to chance.
+        """
+        params = dict(record.trial.proposal.params) if record.number else self._neutral_answers()
         distributions = self._distributions(params)
         return optuna.trial.create_trial(
             state=state,
@@ -124,6 +128,16 @@ class OptunaStrategy(SearchStrategy):
             system_attrs=dict(record.trial.proposal.attributes),
             constraints=self._violations(record) if record.status == "complete" else None,
         )
+
+    def _neutral_answers(self) -> dict[str, Scalar]:
+        answers: dict[str, Scalar] = {}
+
+        def answer(name: str, knob: Knob) -> Scalar:
+            answers[name] = neutral(knob)
+            return answers[name]
+
+        self._problem.plan(answer)
+        return answers
 
     def _distributions(self, params: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
         """The knobs behind a trial's answers; none if the model has other knobs now."""

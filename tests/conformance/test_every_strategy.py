@@ -34,18 +34,20 @@ def view(architecture: str, layers: int) -> LayerView:
     )
 
 
-def problem(folder: Path, *, seed: int = 0, layers: int = 6, policies: int = 2) -> Problem:
+def problem(
+    folder: Path, *, seed: int = 0, layers: int = 6, policies: int = 2, widths: tuple[float, ...] = (0.5,)
+) -> Problem:
     space = SearchSpace(
         "test",
         methods={
             "channel_pruning": MethodSpace({"pruning_ratio": (0, 0.25, 0.5)}),
             "quantization": MethodSpace({"precision": ("fp32", "int8"), "bits": (8,)}),
         },
-        widths=(0.5,),
+        widths=widths,
         recovery=RecoverySpace(epochs=1, student_epochs=2),
         policies=POLICIES[:policies],
     )
-    views = {name: view(name, layers) for name in ("original", "width_0.5")}
+    views = {name: view(name, layers) for name in ("original", *(f"width_{width:g}" for width in widths))}
     plan = planner(space, views, PROFILE)
     folder.mkdir(parents=True, exist_ok=True)
     return Problem(
@@ -167,3 +169,28 @@ def test_a_damaged_journal_is_written_anew(kind: type[SearchStrategy], tmp_path:
     journal = tmp_path / "study.journal"
     journal.write_bytes(journal.read_bytes()[:-37])
     assert next_trial(begun(kind, problem(tmp_path), tuple(records))) is not None
+
+
+def count_of_int8(record: Record) -> int:
+    """Layers that are quantized, of those that can be."""
+    steps = [step for step in record.plan.steps if step.method == "quantization"]
+    return sum(len(step.settings) for step in steps)
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"random"}))
+def test_strategies_learn_from_results(name: str, tmp_path: Path) -> None:
+    """Where quantizing a layer is all gain, later plans quantize more layers than chance does."""
+
+    def later(kind: type[SearchStrategy]) -> float:
+        strategy = begun(kind, problem(tmp_path / kind.name, layers=12, policies=0, widths=()))
+        records = []
+        for _ in range(80):
+            trial = next_trial(strategy)
+            assert trial is not None
+            cost = 1 - count_of_int8(Record(trial, "failed")) / 13
+            values = {"accuracy": 1 - cost / 2, "latency_ms": cost, "size_bytes": 2e5 * cost}
+            records.append(Record(trial, "complete", values=values))
+            strategy.tell(records[-1])
+        return sum(map(count_of_int8, records[40:])) / 40
+
+    assert later(STRATEGIES[name]) > later(STRATEGIES["random"]) + 1
