@@ -23,7 +23,7 @@ from autocompress.front import growing_hypervolume
 from experiments.search_efficiency.contenders import CONTENDERS
 
 HERE = Path(__file__).parent
-REFERENCES = (0.02, 0.10)
+REFERENCES = (0.02, 0.10, 0.60)
 """Losses of accuracy at which a model is worth nothing."""
 
 UNIT = (1.0, 1.0, 1.0)
@@ -100,7 +100,7 @@ def table(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str,
 def draw(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str, float], path: Path) -> None:
     """Curves of the mean with the spread of the seeds."""
     mpl.use("Agg")
-    figure, axes = plt.subplots(1, len(REFERENCES), figsize=(13, 5), layout="constrained")
+    figure, axes = plt.subplots(1, len(REFERENCES), figsize=(18, 5), layout="constrained")
     for axis, reference in zip(axes, REFERENCES, strict=True):
         for name, seeds in runs.items():
             curves = [volumes_of(trials, baseline, reference) for trials in seeds]

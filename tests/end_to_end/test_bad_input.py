@@ -162,7 +162,7 @@ CASES = {
     "a folder of another name as task": Case("search tasks", ("expected a Python file",), {"tasks/a.txt": ""}),
     "a model file as task": Case("search model.onnx", ("expected a Python file",), {"model.onnx": ""}),
     "a missing module as task": Case("search nowhere:task", ("no module 'nowhere'",)),
-    "no task at all": Case("search", ("no task: give one",)),
+    "no task at all": Case("search", ("no task: give a file with one",)),
     "an unknown method in a space": Case(
         "search task.py --space s.yaml --hardware fake --executor inline",
         ("unknown compression method 'chanel_pruning'; did you mean 'channel_pruning'?",),
@@ -371,7 +371,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, tuple[str, ...]]] = {
     "no model that fits": (
         nothing,
         "pick run --where latency_ms<=0.0001",
-        ("none of the", "has latency_ms<=0.0001; widen it. Nearest: 0", "wanted <= 0.0001"),
+        ("none of the", "has latency_ms<=0.0001; ask for less. Nearest: 0", "wanted <= 0.0001"),
     ),
     "an unknown value to be best in": (nothing, "pick run --best latency", ("did you mean 'latency_ms'?",)),
     "a file in the way of the pick": (

@@ -52,6 +52,7 @@ RUN = {
     "trials": dict,
     "baseline": dict,
     "front": list,
+    "near_misses": list,
 }
 """The contract of `autocompress show RUN --format json`: key to type."""
 
