@@ -13,10 +13,10 @@ from autocompress.data import head
 from autocompress.errors import AutocompressError, TaskFailed
 from autocompress.graph.view import LayerView
 from autocompress.plan import ORIGINAL, Plan, Scalar
-from autocompress.planner import planner, policy_plans, record_answers, resolve_epochs
+from autocompress.planner import planner, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
 from autocompress.record import Record, Trial
-from autocompress.space import SearchSpace, neutral
+from autocompress.space import SearchSpace, neutral, record_answers
 from autocompress.task import SplitName, Task, load_task
 
 if TYPE_CHECKING:

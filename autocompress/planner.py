@@ -11,7 +11,7 @@ from autocompress.graph.view import LayerView
 from autocompress.methods import METHODS, CompressionMethod
 from autocompress.plan import ORIGINAL, Plan, Scalar, Stage, Step
 from autocompress.profile import HardwareProfile
-from autocompress.space import Choice, Knob, SearchSpace, Suggest, policy_suggest, scaled_name
+from autocompress.space import Choice, SearchSpace, Suggest, policy_suggest, record_answers, scaled_name
 
 Planner = Callable[[Suggest], Plan]
 
@@ -136,16 +136,6 @@ def _check_patterns(space: SearchSpace, models: Mapping[str, LayerView]) -> None
         for pattern in (*part.layers, *part.exclude):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise UnknownName(f"layer in the search space for {method!r}", pattern, names)
-
-
-def record_answers(suggest: Suggest, answers: dict[str, Scalar]) -> Suggest:
-    """The same suggest, which also writes every answer into `answers`."""
-
-    def recording(name: str, knob: Knob) -> Scalar:
-        answers[name] = suggest(name, knob)
-        return answers[name]
-
-    return recording
 
 
 def policy_plans(

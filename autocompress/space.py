@@ -47,6 +47,16 @@ Suggest = Callable[[str, Knob], Scalar]
 """Answers a knob by its path, for example `original/channel_pruning/conv1/pruning_ratio`."""
 
 
+def record_answers(suggest: Suggest, answers: dict[str, Scalar]) -> Suggest:
+    """The same suggest, which also writes every answer into `answers`."""
+
+    def recording(name: str, knob: Knob) -> Scalar:
+        answers[name] = suggest(name, knob)
+        return answers[name]
+
+    return recording
+
+
 def neutral(knob: Knob) -> Scalar:
     """The value of a knob that leaves its layer as it is, or at the default if it is a further parameter."""
     return knob.options[0] if isinstance(knob, Choice) else knob.low

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from autocompress.objective import Constraint
 from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
-from autocompress.space import Choice, Float, Knob, neutral
+from autocompress.space import Choice, Float, Knob, neutral, record_answers
 from autocompress.strategies._base import Problem, SearchStrategy
 from autocompress.strategies._study import STATES, new_study
 
@@ -131,12 +131,7 @@ class OptunaStrategy(SearchStrategy):
 
     def _neutral_answers(self) -> dict[str, Scalar]:
         answers: dict[str, Scalar] = {}
-
-        def answer(name: str, knob: Knob) -> Scalar:
-            answers[name] = neutral(knob)
-            return answers[name]
-
-        self._problem.plan(answer)
+        self._problem.plan(record_answers(lambda _, knob: neutral(knob), answers))
         return answers
 
     def _distributions(self, params: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:

@@ -10,9 +10,8 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, RandomSample
 
 from autocompress.front import pareto_front
 from autocompress.plan import Scalar
-from autocompress.planner import record_answers
 from autocompress.record import Record, Trial
-from autocompress.space import Suggest, neutral
+from autocompress.space import Suggest, neutral, record_answers
 from autocompress.strategies import STRATEGIES, SearchStrategy
 from autocompress.strategies._base import Problem
 from autocompress.strategies._guided.solver import mutations

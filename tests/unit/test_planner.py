@@ -9,7 +9,7 @@ from autocompress.errors import InvalidInput, UnknownName
 from autocompress.graph.view import ChannelGroup, Layer, LayerView
 from autocompress.methods import METHODS, CompressionMethod
 from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar, Settings
-from autocompress.planner import architectures, check_space, planner, policy_plans, record_answers, resolve_epochs
+from autocompress.planner import architectures, check_space, planner, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
 from autocompress.space import (
     Knob,
@@ -19,6 +19,7 @@ from autocompress.space import (
     load_space,
     neutral,
     policy_suggest,
+    record_answers,
 )
 
 PROFILE = HardwareProfile("test", kernels={"conv": ("int8",), "linear": ("int8", "dynamic_int8")}, channel_multiple=8)
