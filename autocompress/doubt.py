@@ -58,7 +58,8 @@ def likely_front(
     same tell nothing. Then scores are drawn anew from those of parts of the validation data, by weights that are the
     same for all models, so that only differences count.
     Models that nothing on the front, nor the baseline, reaches in some share of the draws join it, those that are
-    missed most often first, until the front is twice as long as the one by scores.
+    missed most often first, until the front is twice as long as the one by scores; those that are beaten nearly always
+    by what is believed leave it again.
 
     Args:
         records: With the baseline, number 0.
@@ -90,11 +91,18 @@ def likely_front(
     ]
     begun = [rows[record.number] for record in (*front, *others)]
     chosen = draws.completed(begun, at_hand=rows.get(0), most=2 * len(front))
-    final = [allowed[row] for row in chosen]
-    by_belief = {record.number: record for record in _by_belief(final, metric, believed)}
-    judged = [by_belief.get(record.number, record) for record in final]
-    confidences = _Draws(judged, objectives, constraints, baseline, metric).confidences()
-    likely = [Likely(record, confidence) for record, confidence in zip(final, confidences, strict=True)]
+    joined = {allowed[row].number for row in chosen[len(begun) :]}
+
+    def judged(final: Sequence[Record]) -> list[Likely]:
+        by_belief = {record.number: record for record in _by_belief(final, metric, believed)}
+        as_believed = [by_belief.get(record.number, record) for record in final]
+        confidences = _Draws(as_believed, objectives, constraints, baseline, metric).confidences()
+        return [Likely(record, confidence) for record, confidence in zip(final, confidences, strict=True)]
+
+    likely = judged([allowed[row] for row in chosen])
+    kept = [one.record for one in likely if one.record.number not in joined or one.confidence >= LEAST_CHANCE]
+    if len(kept) < len(likely):
+        likely = judged(kept)
     return tuple(sorted(likely, key=lambda one: exact_order(one.record, objectives)))
 
 

@@ -84,6 +84,13 @@ def test_what_is_believed_to_be_better_joins_what_scored_better() -> None:
     assert {one.record.values["accuracy"] for one in found} == {0.965, 0.975}, "scores stay what they are"
 
 
+def test_a_model_that_joins_by_its_score_leaves_if_it_is_beaten_by_what_is_believed() -> None:
+    records = [record(0, 0.97, 1.0), record(1, 0.965, 0.5), record(2, 0.975, 0.4, WILD)]
+    assert 1 in numbers(records)
+    front = likely_front(records, OBJECTIVES, (), METRIC, believed={1: 0.94, 2: 1.0})
+    assert [(one.record.number, one.confidence) for one in front] == [(2, 1.0)]
+
+
 def test_beliefs_that_are_next_to_the_same_keep_no_model_that_is_beaten() -> None:
     records = [record(0, 0.97, 1.0), record(1, 0.97, 0.8), record(2, 0.97, 0.5), record(3, 0.96, 0.4)]
     found = likely_front(records, OBJECTIVES, (), METRIC, believed={0: 0.9703, 1: 0.9701, 2: 0.97, 3: 0.965})
