@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from autocompress.data import head
 from autocompress.errors import AutocompressError, TaskFailed
 from autocompress.graph.view import LayerView
-from autocompress.plan import ORIGINAL, Plan, Scalar
+from autocompress.plan import ORIGINAL, Plan
 from autocompress.planner import planner, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
 from autocompress.record import Record, Trial
-from autocompress.space import SearchSpace, neutral, record_answers
+from autocompress.space import SearchSpace, neutral_answers
 from autocompress.task import SplitName, Task, load_task
 
 if TYPE_CHECKING:
@@ -150,10 +150,8 @@ def _layers(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerView
 
 def _share_in_reach(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerView]) -> float:
     """Share of the original's parameters in layers that some knob changes."""
-    answers: dict[str, Scalar] = {}
     plan = planner(resolve_epochs(space, 1), {ORIGINAL: models[ORIGINAL]}, bench.profile)
-    plan(record_answers(lambda _, knob: neutral(knob), answers))
-    reached = {name.split("/")[2] for name in answers if "/" in name}
+    reached = {name.split("/")[2] for name in neutral_answers(plan) if "/" in name}
     view = models[ORIGINAL]
     reached |= {layer for group in view.channel_groups if group.name in reached for layer in group.layers}
     total = sum(parameter.numel() for parameter in bench.teacher.parameters())

@@ -249,6 +249,17 @@ def parse_scaled(architecture: str) -> tuple[float, float] | None:
     return scale if scaled_name(*scale) == architecture else None
 
 
+def neutral_answers(plan: Callable[[Suggest], object]) -> dict[str, Scalar]:
+    """The neutral answer to every knob that a plan asks for.
+
+    Args:
+        plan: Asks the knobs.
+    """
+    answers: dict[str, Scalar] = {}
+    plan(record_answers(lambda _, knob: neutral(knob), answers))
+    return answers
+
+
 def policy_suggest(policy: Mapping[str, Scalar]) -> Suggest:
     """Answers every knob as the policy says, the same for all layers; the neutral value where it says nothing.
 

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from autocompress.objective import Constraint
 from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
-from autocompress.space import Choice, Float, Knob, neutral, record_answers
+from autocompress.space import Choice, Float, Knob, neutral, neutral_answers
 from autocompress.strategies._base import Problem, SearchStrategy
 from autocompress.strategies._study import STATES, new_study
 
@@ -117,7 +117,7 @@ class OptunaStrategy(SearchStrategy):
         The baseline has the neutral answer to every knob. With none it would leave nothing to samplers that look at
         what all trials share (NSGA-II, GP), and they would fall back to chance.
         """
-        params = dict(record.trial.proposal.params) if record.number else self._neutral_answers()
+        params = dict(record.trial.proposal.params) if record.number else neutral_answers(self._problem.plan)
         distributions = self._distributions(params)
         return optuna.trial.create_trial(
             state=state,
@@ -128,11 +128,6 @@ class OptunaStrategy(SearchStrategy):
             system_attrs=dict(record.trial.proposal.attributes),
             constraints=self._violations(record) if record.status == "complete" else None,
         )
-
-    def _neutral_answers(self) -> dict[str, Scalar]:
-        answers: dict[str, Scalar] = {}
-        self._problem.plan(record_answers(lambda _, knob: neutral(knob), answers))
-        return answers
 
     def _distributions(self, params: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
         """The knobs behind a trial's answers; none if the model has other knobs now."""
