@@ -95,16 +95,23 @@ class TrialTimes:
         self._fixed: list[float] = []
         self._scale: dict[str, list[float]] = {}
 
-    def shortened(self, trial: Trial, available_s: float) -> Trial | None:
+    def shortened(self, trial: Trial, available_s: float, *, hopefully: bool = False) -> Trial | None:
         """The trial with as many of its epochs as end in time; None if not even one does.
 
         A shortened trial is another plan, which says what was really done; what was expected of the whole one is no
         longer said.
+
+        Args:
+            trial: What to start.
+            available_s: Seconds until it has to end.
+            hopefully: Whether it is enough that the trial ends in time if it is as quick as the quickest lately; else
+                it has to if it is as slow as the slowest.
         """
-        fixed_s = 1.1 * max(self._fixed[-8:], default=5.0)
+        typical: Callable[[Sequence[float]], float] = min if hopefully else max
+        fixed_s = (1.0 if hopefully else 1.1) * typical(self._fixed[-8:] or [5.0])
         recovery = trial.plan.recovery
         known = self._scale.get(_kind(trial)) or [scale for scales in self._scale.values() for scale in scales]
-        each_s = self._expected_epoch_s(trial) * max(known[-16:], default=1.5)
+        each_s = self._expected_epoch_s(trial) * typical(known[-16:] or [1.5])
         epochs = min(recovery.epochs, math.floor((available_s - fixed_s) / each_s))
         if available_s < fixed_s or (recovery.epochs and epochs < 1):
             return None
@@ -124,12 +131,11 @@ class TrialTimes:
         """Take in a finished trial."""
         if record.status != "complete" or TAKEN_UP in record.details:
             return
-        recover_s = record.seconds.get("recover", 0.0)
-        self._fixed.append(record.elapsed_s - recover_s)
+        self._fixed.append(record.elapsed_s - record.training_s)
         epochs = record.plan.recovery.epochs
         if epochs:
             expected_s = self._expected_epoch_s(record.trial) * epochs
-            self._scale.setdefault(_kind(record.trial), []).append(recover_s / expected_s)
+            self._scale.setdefault(_kind(record.trial), []).append(record.training_s / expected_s)
 
     def _expected_epoch_s(self, trial: Trial) -> float:
         """What the strategy expects of an epoch, else that of the original."""
@@ -191,6 +197,9 @@ class SearchLoop:
         """True if the strategy had nothing to propose before what is at work has ended."""
 
         self._phase: Phase = "searching"
+        self._is_extra_time = False
+        """True once the front is confirmed and the search goes on for what that left of the budget."""
+
         self._baseline = next(record for record in self._records if record.number == 0)
         self._points = directory.write_front(self._records, self._confirmations)
         for record in self._records:
@@ -199,7 +208,8 @@ class SearchLoop:
     def run(self) -> RunStatus:
         """Search, confirm the front, and say how it ended.
 
-        Where confirming left more time than it was given, the search goes on for that.
+        Where confirming left more time than it was given, the search goes on for that, to the end: nothing is lost then
+        by a trial that does not end in time.
 
         Returns:
             "complete" if a limit or the end of the space was reached, "stopped" if somebody asked to stop.
@@ -212,7 +222,7 @@ class SearchLoop:
             self._confirm()
             if reason != SPENT or len(self._records) == known:
                 break
-            known, self._phase = len(self._records), "searching"
+            known, self._phase, self._is_extra_time = len(self._records), "searching", True
             reason = self._search()
         status: RunStatus = "stopped" if self._interrupts.drain else "complete"
         ended = "the budget is spent" if reason == SPENT else reason
@@ -285,7 +295,11 @@ class SearchLoop:
         """The trial, shortened if need be to end in time for the front to be confirmed."""
         if self._config.budget_s is None:
             return trial
-        return self._times.shortened(trial, self._time_for_trials())
+        available_s = self._time_for_trials()
+        safely = self._times.shortened(trial, available_s)
+        if safely is None and self._is_extra_time and not self._busy and not self._new_on_front():
+            return self._times.shortened(trial, available_s, hopefully=True)
+        return safely
 
     def _is_late(self) -> bool:
         """True once what runs would take the time of confirming the front."""
@@ -400,9 +414,15 @@ class SearchLoop:
 
     def _confirm_s(self) -> float:
         """Seconds to keep for measuring the front together and scoring it on the test split."""
-        known, front = {confirmation.number for confirmation in self._confirmations}, self._points[1]
-        new = sum(point.number not in known for point in front)
-        return 2.0 + (1 + new + JOINING * len(front)) * self._confirm_one_s()
+        new = 1 + self._new_on_front()
+        if self._is_extra_time:
+            return 1.0 + new * self._confirm_one_s()  # the scoring workers are warm, and who joins by belief has
+        return 2.0 + (new + JOINING * len(self._points[1])) * self._confirm_one_s()
+
+    def _new_on_front(self) -> int:
+        """Models of the front with no confirmation yet."""
+        known = {confirmation.number for confirmation in self._confirmations}
+        return sum(point.number not in known for point in self._points[1])
 
     def _confirm_one_s(self) -> float:
         """Seconds of scoring a model, as the trials took on validation data, and of measuring it."""

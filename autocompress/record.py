@@ -59,6 +59,9 @@ class Trial:
 TAKEN_UP = "taken_up"
 """The detail of a record which says that weights of an earlier process were taken up: its seconds tell nothing."""
 
+TRAIN = "train"
+"""The stage of a trial that grows with the epochs of its recovery."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -109,6 +112,11 @@ class Record:
     def elapsed_s(self) -> float:
         """Wall time of the whole trial."""
         return sum(self.seconds.values())
+
+    @property
+    def training_s(self) -> float:
+        """Wall time of the epochs of recovery."""
+        return self.seconds.get(TRAIN, 0.0)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from autocompress.pipeline.models import (
     save_weights,
     settle,
 )
+from autocompress.pipeline.stopwatch import Stopwatch
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import Plan, Recovery, split_epochs
-from autocompress.record import TAKEN_UP, Trial
+from autocompress.record import TAKEN_UP, TRAIN, Trial
 from autocompress.run_directory import PHASES
 
 if TYPE_CHECKING:
@@ -67,13 +68,21 @@ def recalibrated(bench: Workbench, model: nn.Module, seed: int) -> None:
     recalibrate(model, bench.task, seed=seed)
 
 
-def recover_and_settle(bench: Workbench, model: nn.Module, trial: Trial) -> tuple[nn.Module, dict[str, float]]:
+def recover_and_settle(
+    bench: Workbench, model: nn.Module, trial: Trial, clock: Stopwatch
+) -> tuple[nn.Module, dict[str, float]]:
     """Recalibrate, fine-tune and settle a model.
 
     A plan that both changes the structure and restricts values is trained twice: first with batch norms and free
     values, then, in the last `HELD_SHARE` of its epochs, folded and held to its values. Each phase leaves the weights
     of its best epoch, or those it began with if none is better, unless the plan keeps the last epoch's. A plan that
     restricts values alone, as the one that it starts from does, goes on where that ended.
+
+    Args:
+        bench: Of the worker.
+        model: As `begin` made it.
+        trial: What is tried.
+        clock: Told how long the epochs of the plan took.
     """
     plan = trial.plan
     free, held = _epochs(plan)
@@ -89,13 +98,17 @@ def recover_and_settle(bench: Workbench, model: nn.Module, trial: Trial) -> tupl
             model = settle(bench, model, plan, trial.seed)
             _train(bench, model, earlier, _epochs(plan.start)[1], "settled")
         else:
-            model, _ = recover_and_settle(bench, begin(bench, plan.start, trial.seed), earlier)
-        return model, _train(bench, model, trial, held, "settled")
+            model, _ = recover_and_settle(bench, begin(bench, plan.start, trial.seed), earlier, Stopwatch())
+        with clock.stage(TRAIN):
+            return model, _train(bench, model, trial, held, "settled")
     if added_steps(plan):
         recalibrated(bench, model, trial.seed)
-    first = _train(bench, model, trial, free, "free")
+    with clock.stage(TRAIN):
+        first = _train(bench, model, trial, free, "free")
     model = settle(bench, model, plan, trial.seed)
-    return model, _joined(first, _train(bench, model, trial, held, "settled"))
+    with clock.stage(TRAIN):
+        second = _train(bench, model, trial, held, "settled")
+    return model, _joined(first, second)
 
 
 def _epochs(plan: Plan) -> tuple[int, int]:

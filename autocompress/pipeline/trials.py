@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import platform
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +18,7 @@ from autocompress.measurement import Measurement
 from autocompress.pipeline.measuring import QUICK, measure, values_of
 from autocompress.pipeline.models import build, finish, lower, settle, steps_of
 from autocompress.pipeline.recovering import begin, forget_weights, recover_and_settle
+from autocompress.pipeline.stopwatch import Stopwatch
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import Plan
 from autocompress.record import Record, Trial
@@ -47,7 +45,7 @@ def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> R
         bench: Task, machine and run directory.
         screen: What the plan has to beat before it is trained; None trains in any case.
     """
-    clock = _Stopwatch()
+    clock = Stopwatch()
     try:
         record = _run(trial, bench, screen, clock)
     except (DeviceUnavailable, MeasurementError) as error:  # what was trained is not to blame
@@ -69,7 +67,7 @@ def run_baseline(trial: Trial, bench: Workbench) -> Record:
         TaskFailed: If the user's own code raises.
         AutocompressError: If the model can't be exported, scored or measured.
     """
-    clock = _Stopwatch()
+    clock = Stopwatch()
     _try_model(bench)
     record = _run(trial, bench, None, clock)
     return replace(record, seconds=clock.seconds, machine=platform.node())
@@ -93,13 +91,13 @@ def apply_plan(trial: Trial, bench: Workbench, output: Path) -> Record:
         AutocompressError: Whatever makes the plan fail.
     """
     baseline = run_baseline(replace(trial, plan=Plan()), bench)
-    record = baseline if trial.plan.is_baseline else _run(trial, bench, None, _Stopwatch())
+    record = baseline if trial.plan.is_baseline else _run(trial, bench, None, Stopwatch())
     assert record.artifact is not None, "a trial that did not raise has an artifact"
     shutil.copyfile(bench.directory / record.artifact.path, output)
     return replace(record, artifact=Artifact.of(output))
 
 
-def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: _Stopwatch) -> Record:
+def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch) -> Record:
     plan, seed = trial.plan, trial.seed
     with clock.stage("build"):
         model = begin(bench, plan.without_recovery(), seed)
@@ -114,7 +112,7 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: _Stopwatc
             model = build(bench, plan, seed)
     details = _facts(bench, model)
     with clock.stage("recover"):
-        model, reached = recover_and_settle(bench, model, trial)
+        model, reached = recover_and_settle(bench, model, trial, clock)
         details |= reached
     with clock.stage("export"):
         model = finish(model, plan)
@@ -193,18 +191,3 @@ def _notes(plan: Plan, measurement: Measurement) -> tuple[str, ...]:
     if wanted and not measurement.integer_nodes:
         return ("no integer kernel ran on this machine: the gain is size alone",)
     return ()
-
-
-class _Stopwatch:
-    """Wall time by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

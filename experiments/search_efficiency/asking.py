@@ -58,7 +58,7 @@ def made_up(trial: Trial, land: Landscape, rng: np.random.Generator) -> Record:
         "size_bytes": 1e6 * (0.02 + size),
         "peak_memory_bytes": 1e6,
     }
-    return Record(trial, "complete", values=values, seconds={"build": 1.0, "recover": 10.0})
+    return Record(trial, "complete", values=values, seconds={"build": 1.0, "train": 10.0})
 
 
 def random_trial(number: int, land: Landscape, plan: Planner, rng: np.random.Generator) -> Trial:

@@ -117,7 +117,7 @@ class World:
         lost += SCORE_NOISE * self._chance((trial.plan.digest,))
         latency, size = self._costs(point)
         recover_s = self.seconds(trial.plan) - FIXED_S
-        seconds = {"build": FIXED_S} | ({"recover": recover_s} if recover_s else {})
+        seconds = {"build": FIXED_S} | ({"train": recover_s} if recover_s else {})
         return Record(trial, "complete", values=self._values(lost, latency, size), seconds=seconds)
 
     def loss(self, plan: Plan) -> float:

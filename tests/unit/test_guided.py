@@ -21,6 +21,7 @@ from autocompress.strategies._guided.accuracy import AccuracyModel, compressed, 
 from autocompress.strategies._guided.costs import CostModel
 from autocompress.strategies._guided.damage import damages, key_of
 from autocompress.strategies._guided.gain import Gain, exclusive_volumes
+from autocompress.strategies._guided.models import Models
 from autocompress.strategies._guided.plans import plan_of
 from autocompress.strategies._guided.policies import PolicySpace
 from autocompress.strategies._guided.relatives import Relative, nearest
@@ -121,7 +122,7 @@ BASELINE = Record(
 def outcome(trial: Trial, **changes: object) -> Record:
     point = land().point(trial.proposal.params)
     values = truth(point, trial.plan.total_epochs)
-    seconds = {"build": 1.0, "recover": float(trial.plan.recovery.epochs)}
+    seconds = {"build": 1.0, "train": float(trial.plan.recovery.epochs)}
     return replace(Record(trial, "complete", values=values, seconds=seconds), **changes)  # type: ignore[arg-type]
 
 
@@ -782,3 +783,18 @@ def test_a_relative_has_nothing_that_the_new_model_has_not() -> None:
     assert epochs[2] == 6
     assert 0 < epochs[0] < 6
     assert epochs[1] == 0
+
+
+def test_one_slow_trial_does_not_say_what_epochs_take() -> None:
+    original = land().point({})
+    harmless = np.zeros(sum(len(options) - 1 for options in land().effects))
+    models = Models({"original": land()}, {"original": harmless}, epoch_s=10.0, epoch_steps=1)
+    shares = {"latency_ms": 1.0, "size_bytes": 1.0}
+    expected = [10.0]
+    for number in (1, 2):
+        trial = Trial(number, Plan(recovery=Recovery(epochs=2)))
+        record = Record(trial, "complete", values=BASELINE.values, seconds={"recover": 7.0, "train": 80.0})
+        models.learn(Result(number, "original", original, 2.0, 2.0, 0, 0.0, shares, record))
+        expected.append(float(models.epoch_s("original", original[None])[0]))
+    assert expected == pytest.approx([10.0, 25.0, 40.0])
+    assert models.fixed_s == pytest.approx(7.0)

@@ -304,6 +304,15 @@ def test_time_that_confirming_did_not_take_belongs_to_the_search(tmp_path: Path)
     assert sorted(confirmed) == list(range(len(bench.ran) + 1)), "each once, the baseline among them"
 
 
+def test_one_slow_trial_does_not_keep_others_from_the_time_that_confirming_left(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=20.0)
+    bench.outcome = lambda trial: replace(bench.improving(trial), seconds={"build": 16.0 if trial.number == 3 else 0.1})
+    bench.run(Listed(plans(6)))
+    assert [trial.number for trial in bench.ran] == [1, 2, 3, 4, 5, 6]
+    confirmed = [one.number for one in bench.directory.confirmations()]
+    assert confirmed[:4] == [0, 1, 2, 3], "with as long a trial the next would not have ended before the front's"
+
+
 def test_a_long_trial_is_shortened_to_fit_and_its_plan_says_so(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run", budget_s=100.0)
     bench.run(Listed(plans(1, epochs=50)), epoch_s=10.0)
@@ -403,7 +412,7 @@ def test_time_before_a_resume_counts(tmp_path: Path) -> None:
 def test_trial_times_learn_from_what_trials_took() -> None:
     times = TrialTimes(epoch_s=1.0)
     plan = plans(1, epochs=10)[0]
-    record = Record(Trial(1, plan), "complete", seconds={"build": 1.0, "recover": 40.0})
+    record = Record(Trial(1, plan), "complete", seconds={"build": 1.0, "train": 40.0})
     times.learn(record)
     shortened = times.shortened(Trial(2, plan), 25.0)
     assert shortened is not None
@@ -412,10 +421,21 @@ def test_trial_times_learn_from_what_trials_took() -> None:
     assert times.shortened(Trial(2, plan), 100.0) == Trial(2, plan)
 
 
+def test_a_trial_may_be_started_that_ends_if_it_is_as_quick_as_the_quickest() -> None:
+    times, plan = TrialTimes(epoch_s=1.0), plans(1, epochs=10)[0]
+    for number, (fixed_s, recover_s) in enumerate(((1.0, 10.0), (1.0, 20.0), (4.0, 60.0))):
+        seconds = {"build": fixed_s, "train": recover_s}
+        times.learn(Record(Trial(number, plan), "complete", seconds=seconds))
+    assert times.shortened(Trial(4, plan), 9.0) is None, "6 seconds an epoch and 4.4 fixed"
+    shortened = times.shortened(Trial(4, plan), 9.0, hopefully=True)
+    assert shortened is not None
+    assert shortened.plan.recovery.epochs == 8, "1 second an epoch and 1 fixed"
+
+
 def test_trial_times_believe_what_the_strategy_expects_of_an_epoch() -> None:
     times, plan = TrialTimes(epoch_s=1.0), plans(1, epochs=10)[0]
     slow = Trial(1, plan, proposal=Proposal("guided", attributes={"expected_epoch_s": 4.0}))
-    times.learn(Record(slow, "complete", seconds={"build": 1.0, "recover": 50.0}))
+    times.learn(Record(slow, "complete", seconds={"build": 1.0, "train": 50.0}))
     quick = Trial(2, plan, proposal=Proposal("guided", attributes={"expected_epoch_s": 0.4}))
     shortened = times.shortened(quick, 4.0)
     assert shortened is not None

@@ -78,7 +78,7 @@ def test_a_trial_gives_a_file_whose_score_is_the_records(bench: Workbench, basel
     assert task.score(predictor(path)) == record.values["accuracy"]
     assert record.values["latency_ms"] == record.values["latency_ratio"] * baseline.values["latency_ms"]
     assert record.values["size_bytes"] == path.stat().st_size < baseline.values["size_bytes"]
-    assert {"build", "screen", "recover", "export", "parity", "score", "measure"} == set(record.seconds)
+    assert {"build", "screen", "recover", "train", "export", "parity", "score", "measure"} == set(record.seconds)
     assert record.details["score_before_recovery"] <= record.details["recovered_score"]
 
 
