@@ -16,6 +16,7 @@ from autocompress.plan import ORIGINAL, Plan
 from autocompress.planner import planner, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
 from autocompress.record import Record, Trial
+from autocompress.report.table import format_metric
 from autocompress.space import SearchSpace, neutral_answers
 from autocompress.task import SplitName, Task, load_task
 
@@ -181,9 +182,9 @@ def _one_trial(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerV
 
 
 def _values(record: Record, task: Task) -> str:
-    score = record.values[task.the_metric.name]
-    shown = f"{100 * score:.2f} %" if task.the_metric.is_percentage else f"{score:.4g}"
+    metric = task.the_metric
+    score = format_metric(record.values[metric.name], metric.is_percentage)
     return (
-        f"{task.the_metric.name} {shown} through ONNX Runtime, {record.values['latency_ms']:.3f} ms, "
+        f"{metric.name} {score} through ONNX Runtime, {record.values['latency_ms']:.3f} ms, "
         f"{record.values['size_bytes'] / 1024:.1f} KiB"
     )
