@@ -87,8 +87,8 @@ def search(
         space: A shipped search space by name, a path to a YAML file, or a `SearchSpace`.
         hardware: "local", a shipped profile by name, a path to a YAML file, or a `HardwareProfile`.
         strategy: "guided" (sensitivities, models and a solver), or one of Optuna's samplers over all knobs: "tpe",
-            "nsga2" or "random". These try the uniform policies of the space first; "guided" begins with those that
-            need no training, and lets the others compete.
+            "nsga2" or "random". These try the uniform policies of the space first; "guided" begins with two
+            that need no training, and lets the others compete.
         objectives: Names of the metric, `latency_ms`, `size_bytes`, `peak_memory_bytes`; by default the first three.
             For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"; a weight is
             that of a percent of a cost or a point of a metric that is a share.

@@ -3,7 +3,7 @@
 from autocompress.pipeline.measuring import remeasure, score_test
 from autocompress.pipeline.models import build, build_architecture, finish, lower, settle, survey_architectures
 from autocompress.pipeline.probing import run_probe
-from autocompress.pipeline.trials import apply_plan, run_baseline, run_trial
+from autocompress.pipeline.trials import apply_plan, is_screened, run_baseline, run_trial
 from autocompress.pipeline.workbench import Workbench
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "build",
     "build_architecture",
     "finish",
+    "is_screened",
     "lower",
     "remeasure",
     "run_baseline",

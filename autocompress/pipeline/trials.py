@@ -85,13 +85,14 @@ def _try_model(bench: Workbench) -> None:
 
 
 def apply_plan(trial: Trial, bench: Workbench, output: Path) -> Record:
-    """Carry out one plan and move its model file to `output`.
+    """Carry out one plan and copy its model file to `output`.
 
     Raises:
         AutocompressError: Whatever makes the plan fail.
     """
-    baseline = run_baseline(replace(trial, plan=Plan()), bench)
-    record = baseline if trial.plan.is_baseline else _run(trial, bench, None, Stopwatch())
+    record, clock = run_baseline(replace(trial, plan=Plan()), bench), Stopwatch()
+    if not trial.plan.is_baseline:
+        record = replace(_run(trial, bench, None, clock), seconds=clock.seconds, machine=platform.node())
     assert record.artifact is not None, "a trial that did not raise has an artifact"
     shutil.copyfile(bench.directory / record.artifact.path, output)
     return replace(record, artifact=Artifact.of(output))
@@ -101,8 +102,7 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
     plan, seed = trial.plan, trial.seed
     with clock.stage("build"):
         model = begin(bench, plan.without_recovery(), seed)
-    goes_on = plan.start is not None and plan.start.steps == plan.steps  # what it starts from was measured
-    if screen is not None and not goes_on and (plan.recovery.epochs or plan.recovery.sparsify_epochs):
+    if screen is not None and is_screened(plan):
         with clock.stage("screen"):
             reason, values = _screen(bench, model, plan, seed, screen)
         if reason:
@@ -140,6 +140,15 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
         notes=notes,
         details=details,
     )
+
+
+def is_screened(plan: Plan) -> bool:
+    """True if a plan is measured before it is trained.
+
+    Not so if it trains what it starts from and changes nothing: that was measured.
+    """
+    goes_on = plan.start is not None and plan.start.steps == plan.steps
+    return not goes_on and bool(plan.recovery.epochs or plan.recovery.sparsify_epochs)
 
 
 def _screen(bench: Workbench, model: nn.Module, plan: Plan, seed: int, screen: Screen) -> tuple[str, dict[str, float]]:

@@ -37,6 +37,9 @@ else is left to do."""
 BLOCK = 8
 """Trials after which the solver sweeps anew."""
 
+AT_ONCE = 2
+"""Policies without training that are tried before anything is known; others compete with what the models find."""
+
 CLIMBS = 6
 """Points that the solver makes better by what they promise, the best of its sweep."""
 
@@ -86,7 +89,7 @@ class _Block:
 class Guided(SearchStrategy):
     """Spends each second where it adds most to the hypervolume.
 
-    First come the uniform policies that need no training, so that a front exists at once; then every single change is
+    First come two uniform policies that need no training, so that a front exists at once; then every single change is
     looked at without training or labels, the most promising first; then models of cost and accuracy, refitted on every
     result, tell a solver what to try over the whole front. Points near the front, uniform policies and what Optuna's
     TPE says in the space of policies compete with what the solver finds. Models that need training begin with little of
@@ -105,7 +108,8 @@ class Guided(SearchStrategy):
         self._problem, self._parts = problem, parts
         self._landscapes = problem.landscapes
         self._policies = list(problem.policies) if parts.uniform else []
-        self._untrained = [(answers, plan) for answers, plan in self._policies if not plan.recovery.epochs]
+        untrained = [(answers, plan) for answers, plan in self._policies if not plan.recovery.epochs]
+        self._untrained = untrained[:AT_ONCE]
         self._seen: set[str] = {Plan().digest}
         self._tried: set[tuple[str, bytes]] = {(ORIGINAL, self._landscapes[ORIGINAL].neutral().tobytes())}
         self._promoted: set[int] = set()
@@ -187,13 +191,16 @@ class Guided(SearchStrategy):
     # -- what next -----------------------------------------------------------------------------------------------
 
     def _policy_of_new_kind(self) -> Trial | None:
-        """The first policy with a kind of change that no trial has had yet: nothing is known of how it recovers."""
+        """The first policy with a kind of change that no trial has had yet, as nothing is known of how it recovers.
+
+        None where policies are not trained: of those the table tells as much.
+        """
         if self._is_late:
             return None
         known = self._known_kinds.union(*self._kinds_at_work.values())
         for answers, plan in self._policies:
             name, kinds = plan.architecture, kinds_of(plan)
-            if name == ORIGINAL and not kinds <= known:
+            if name == ORIGINAL and plan.recovery.epochs and not kinds <= known:
                 point = self._landscapes[name].point(answers)
                 trial = self._propose(self._first_rung(name, point[None], ["policy"]), 0)
                 if trial is not None:

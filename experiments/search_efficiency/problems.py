@@ -18,7 +18,7 @@ from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.front import pareto_front
 from autocompress.landscapes import landscape
 from autocompress.objective import make_objectives
-from autocompress.pipeline import Workbench, run_baseline, run_probe, run_trial, survey_architectures
+from autocompress.pipeline import Workbench, is_screened, run_baseline, run_probe, run_trial, survey_architectures
 from autocompress.plan import Plan
 from autocompress.planner import planner, policy_plans, resolve_epochs
 from autocompress.probe import Probe, Sensitivity
@@ -27,7 +27,7 @@ from autocompress.record import Record, Trial
 from autocompress.recovery import epoch_seconds
 from autocompress.run_directory import RunDirectory
 from autocompress.screen import Screen
-from autocompress.serialization import digest, from_json, to_json
+from autocompress.serialization import from_json, to_json
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies._base import Problem
 from autocompress.task import Task
@@ -115,7 +115,7 @@ class Arena:
 
     def _begin(self) -> Record:
         own = run_baseline(Trial(0, Plan()), self._bench)  # also makes the file that others are measured against
-        kept = self._find(_key(Plan()))
+        kept = self._find(Plan().digest)
         return kept if isinstance(kept, Record) else self._keep(own)
 
     @cached_property
@@ -155,18 +155,19 @@ class Arena:
             trial: What to try.
             screen: What a plan has to beat before it is trained; None trains in any case. What comes of it is not kept.
         """
-        kept = self._find(_key(trial.plan))
+        kept = self._find(trial.plan.digest)
         if not isinstance(kept, Record):
             record = run_trial(replace(trial, seed=0), self._bench, screen)
             if record.status == "screened":
-                self.spent_s += record.elapsed_s
-                return replace(record, trial=trial)
+                untrained = {"build": record.seconds["build"], "screen": SCREEN_S}
+                self.spent_s += sum(untrained.values())
+                return replace(record, trial=trial, seconds=untrained)
             latency = record.values.get("latency_ratio", 1.0) * self.baseline.values["latency_ms"]
             record = replace(record, values={**record.values, "latency_ms": latency}) if record.values else record
             with suppress(FileNotFoundError):
                 self._bench.artifact_path(trial.plan).unlink()
             kept = record if _is_passing(record) else self._keep(record)
-        looks_first = screen is not None and kept.plan.recovery.epochs > 0
+        looks_first = screen is not None and is_screened(kept.plan)
         untrained = {"build": kept.seconds.get("build", 0.0), "screen": SCREEN_S * looks_first}
         reason = screen.verdict(kept.values) if screen and looks_first and kept.values else ""
         if reason:
@@ -189,7 +190,7 @@ class Arena:
 
     def look(self, probe: Probe) -> Sensitivity:
         """The entry of the table for a change."""
-        kept = self._find(f"probe-{_key(probe.plan)}")
+        kept = self._find(f"probe-{probe.plan.digest}")
         if not isinstance(kept, Sensitivity):
             kept = self._keep(run_probe(probe, self._bench))
         self.spent_s += kept.seconds
@@ -212,27 +213,23 @@ class Arena:
             self._read_until[path] = self._read_until.get(path, 0) + len(line)
             if json.loads(line)["kind"] == "sensitivity":
                 entry = from_json(Sensitivity, line)
-                yield f"probe-{_key(entry.plan)}", entry
+                yield f"probe-{entry.plan.digest}", entry
             else:
                 record = from_json(Record, line)
-                yield _key(record.plan), record
+                yield record.plan.digest, record
 
     def _keep(self, found: Found) -> Found:
         """Write an evaluation down, without its samples, which fill files and are not looked at here."""
         if isinstance(found, Record):
             measured = found.measurement and replace(found.measurement, samples=None, reference_samples=None)
             found = replace(found, measurement=measured)
-            key = _key(found.plan)
+            key = found.plan.digest
         else:
-            key = f"probe-{_key(found.plan)}"
+            key = f"probe-{found.plan.digest}"
         self._known[key] = found
         with self._file.open("a") as file:
             file.write(to_json(found) + "\n")
         return found
-
-
-def _key(plan: Plan) -> str:
-    return digest(plan)
 
 
 def _is_passing(record: Record) -> bool:

@@ -33,19 +33,17 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.data:
         os.environ["AUTOCOMPRESS_DATA"] = chosen.data
+    state = {"commit": commit(), "versions": versions()}
     arena = Arena(chosen.network, chosen.kept)
     (chosen.records / chosen.network).mkdir(parents=True, exist_ok=True)
-    values = json.dumps(dict(arena.baseline.values))
-    (chosen.records / chosen.network / "baseline.json").write_text(values + "\n")
     names = [name for name in chosen.strategy if arena.trains or not CONTENDERS[name].of_training]
-    state = {"commit": commit(), "versions": versions(), "machine": machine(arena.profile)}
-    (chosen.records / chosen.network / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+    head = state | {"machine": machine(arena.profile), "baseline": dict(arena.baseline.values)}
     for seed in chosen.seeds:
         for name in names:
             path = chosen.records / chosen.network / f"{name}-{seed}.jsonl"
             if not path.is_file():
                 lines = compete(arena, name, seed, chosen.trials)
-                path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+                path.write_text("".join(json.dumps(line) + "\n" for line in (head, *lines)))
 
 
 def compete(arena: Arena, name: str, seed: int, trials: int) -> list[dict[str, object]]:

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +41,44 @@ def main() -> None:
     parser.add_argument("--png", type=Path)
     chosen = parser.parse_args()
     folder = chosen.records / chosen.network
-    if not (folder / "baseline.json").is_file():
-        sys.exit(f"{folder}: no records; run.py --network {chosen.network} makes some")
-    baseline = json.loads((folder / "baseline.json").read_text())
     runs = {name: read(folder, name) for name in CONTENDERS}
     runs = {name: found for name, found in runs.items() if found}
+    if not runs:
+        sys.exit(f"{folder}: no records; run.py --network {chosen.network} makes some")
     for reference in REFERENCES:
-        print(table(runs, baseline, reference))
+        print(table(runs, reference))
     if chosen.png:
-        draw(runs, baseline, chosen.png)
+        draw(runs, chosen.png)
 
 
-def read(folder: Path, name: str) -> list[list[dict[str, Any]]]:
-    """The trials of a strategy, a list a seed."""
-    paths = sorted(folder.glob(f"{name}-[0-9]*.jsonl"))
-    return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
+@dataclass(frozen=True)
+class Cell:
+    """A strategy with one seed.
+
+    Args:
+        baseline: Values of the original.
+        trials: What each trial gave.
+    """
+
+    baseline: Mapping[str, float]
+    trials: Sequence[Mapping[str, Any]]
 
 
-def volumes_of(trials: Sequence[Mapping[str, Any]], baseline: Mapping[str, float], reference: float) -> Array:
+def read(folder: Path, name: str) -> list[Cell]:
+    """The cells of a strategy, one a seed."""
+    cells = []
+    for path in sorted(folder.glob(f"{name}-[0-9]*.jsonl")):
+        head, *trials = map(json.loads, path.read_text().splitlines())
+        cells.append(Cell(head["baseline"], trials))
+    return cells
+
+
+def volumes_of(cell: Cell, reference: float) -> Array:
     """Hypervolume after each trial: accuracy from the baseline down to the reference, latency and size up to its own.
 
     A gain of accuracy counts no more than the baseline's.
     """
+    baseline = cell.baseline
     points = [
         (
             max(0.0, (baseline["accuracy"] - trial["accuracy"]) / reference),
@@ -70,12 +87,12 @@ def volumes_of(trials: Sequence[Mapping[str, Any]], baseline: Mapping[str, float
         )
         if trial["status"] == "complete"
         else None
-        for trial in trials
+        for trial in cell.trials
     ]
     return np.array(growing_hypervolume(points, UNIT))
 
 
-def table(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str, float], reference: float) -> str:
+def table(runs: Mapping[str, list[Cell]], reference: float) -> str:
     """Mean and standard deviation over seeds after some numbers of trials."""
     heads = " | ".join(f"{mark} trials" for mark in MARKS)
     lines = [
@@ -84,26 +101,26 @@ def table(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str,
         "|---|--:|" + "--:|" * (len(MARKS) + 2),
     ]
     for name, seeds in runs.items():
-        curves = [volumes_of(trials, baseline, reference) for trials in seeds]
+        curves = [volumes_of(cell, reference) for cell in seeds]
         cells = []
         for mark in MARKS:
             values = [curve[mark - 1] for curve in curves if len(curve) >= mark]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             fewer = f" ({len(values)} seeds)" if 0 < len(values) < len(seeds) else ""
             cells.append(f"{np.mean(values):.3f}{spread}{fewer}" if values else "–")
-        first = [trials[min(MARKS[0], len(trials)) - 1] for trials in seeds]
+        first = [cell.trials[min(MARKS[0], len(cell.trials)) - 1] for cell in seeds]
         looks, spent = (np.mean([trial[what] for trial in first]) for what in ("probes", "spent_s"))
         lines.append(f"| {name} | {len(seeds)} | {' | '.join(cells)} | {looks:.0f} | {spent:.0f} |")
     return "\n".join(lines)
 
 
-def draw(runs: Mapping[str, list[list[dict[str, Any]]]], baseline: Mapping[str, float], path: Path) -> None:
+def draw(runs: Mapping[str, list[Cell]], path: Path) -> None:
     """Curves of the mean with the spread of the seeds."""
     mpl.use("Agg")
     figure, axes = plt.subplots(1, len(REFERENCES), figsize=(18, 5), layout="constrained")
     for axis, reference in zip(axes, REFERENCES, strict=True):
         for name, seeds in runs.items():
-            curves = [volumes_of(trials, baseline, reference) for trials in seeds]
+            curves = [volumes_of(cell, reference) for cell in seeds]
             length = min(map(len, curves))
             stacked = np.array([curve[:length] for curve in curves])
             steps = np.arange(1, length + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,19 @@ def test_it_begins_with_what_needs_no_training_and_then_looks_at_every_change(tm
     assert sorted(methods) == ["channel_pruning", "channel_pruning", "quantization", "quantization"]
     assert list(probes[0].plan.steps[0].settings) == ["conv5"], "the largest layer first"
     assert all(not probe.plan.recovery.epochs for probe in probes)
+
+
+def test_where_nothing_is_trained_policies_that_promise_little_are_not_tried_for_their_own_sake(tmp_path: Path) -> None:
+    untrained = partial(plan, epochs=0)
+    answers: list[dict[str, Scalar]] = [
+        {f"original/quantization/conv{i}/precision": "int8" for i in range(LAYERS)},
+        *({f"original/channel_pruning/conv{i}/pruning_ratio": ratio for i in range(LAYERS)} for ratio in (0.25, 0.5)),
+    ]
+    fp32 = {f"original/quantization/conv{i}/precision": "fp32" for i in range(LAYERS)}
+    policies = tuple((of, untrained(lambda name, knob, of=of: {**fp32, **of}.get(name, 0))) for of in answers)
+    records = go(begun(problem(tmp_path, plan=untrained, policies=policies)), 12)
+    assert [record.trial.proposal.source for record in records[:2]] == ["policy", "policy"]
+    assert policies[2][1].digest not in {record.plan.digest for record in records}, "it loses eleven points"
 
 
 def test_the_table_takes_its_share_of_the_budget_and_no_more(tmp_path: Path) -> None:
