@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,9 @@ SLACK = 0.5
 
 SAME = 0.0005
 """Relative difference of what is believed of two models that tells neither of them from the other."""
+
+CREDIBLE = 2.0
+"""Standard errors by which what is believed of a model may differ from its score."""
 
 NOTHING: Mapping[int, float] = MappingProxyType({})
 
@@ -55,8 +59,8 @@ def likely_front(
 
     The best of a hundred scores is lucky as a rule, and what it beats by its luck is better in truth. So the front by
     what is believed of the models, where something is, joins the front by their scores; beliefs that are next to the
-    same tell nothing. Then scores are drawn anew from those of parts of the validation data, by weights that are the
-    same for all models, so that only differences count.
+    same tell nothing, and none counts for more than chance can have moved a score. Then scores are drawn anew from
+    those of parts of the validation data, by weights that are the same for all models, so that only differences count.
     Models that nothing on the front, nor the baseline, reaches in some share of the draws join it, those that are
     missed most often first, until the front is twice as long as the one by scores; those that are beaten nearly always
     by what is believed leave it again.
@@ -86,15 +90,15 @@ def likely_front(
     files = {record.artifact.sha256 for record in front if record.artifact}  # training may have brought nothing
     others = [
         record
-        for record in pareto_front(_by_belief(allowed, metric, believed), _of_beliefs(objectives, metric))
-        if record.number not in numbers and not (record.artifact and record.artifact.sha256 in files)
+        for record in pareto_front(_by_belief(allowed, metric, believed, baseline), _of_beliefs(objectives, metric))
+        if record.number not in {0, *numbers} and not (record.artifact and record.artifact.sha256 in files)
     ]
     begun = [rows[record.number] for record in (*front, *others)]
     chosen = draws.completed(begun, at_hand=rows.get(0), most=2 * len(front))
     joined = {allowed[row].number for row in chosen[len(begun) :]}
 
     def judged(final: Sequence[Record]) -> list[Likely]:
-        by_belief = {record.number: record for record in _by_belief(final, metric, believed)}
+        by_belief = {record.number: record for record in _by_belief(final, metric, believed, baseline)}
         as_believed = [by_belief.get(record.number, record) for record in final]
         confidences = _Draws(as_believed, objectives, constraints, baseline, metric).confidences()
         return [Likely(record, confidence) for record, confidence in zip(final, confidences, strict=True)]
@@ -106,13 +110,27 @@ def likely_front(
     return tuple(sorted(likely, key=lambda one: exact_order(one.record, objectives)))
 
 
-def _by_belief(records: Sequence[Record], metric: Objective, believed: Mapping[int, float]) -> list[Record]:
-    """The records of which something is believed, with that as their scores."""
+def _by_belief(
+    records: Sequence[Record], metric: Objective, believed: Mapping[int, float], baseline: Record
+) -> list[Record]:
+    """The records of which something is believed, with that as their scores, as far as it can be believed."""
     return [
-        replace(record, values={**record.values, metric.name: believed[record.number]})
+        replace(record, values={**record.values, metric.name: _credible(record, baseline, metric, believed)})
         for record in records
         if record.number in believed
     ]
+
+
+def _credible(record: Record, baseline: Record, metric: Objective, believed: Mapping[int, float]) -> float:
+    """What is believed of a model, at most some standard errors from its score; all of it where no error is known."""
+    score, folds, others = record.values[metric.name], record.fold_scores, baseline.fold_scores
+    if len(folds) < 2 or len(folds) != len(others):
+        return believed[record.number]
+    losses = np.subtract(folds, others)
+    error = max(float(np.std(parts, ddof=1)) for parts in (folds, others, losses)) / math.sqrt(len(folds))
+    if not error:
+        return believed[record.number]
+    return float(np.clip(believed[record.number], score - CREDIBLE * error, score + CREDIBLE * error))
 
 
 def _of_beliefs(objectives: Sequence[Objective], metric: Objective) -> list[Objective]:

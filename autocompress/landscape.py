@@ -183,10 +183,10 @@ class Landscape:
             result[(result[:, together] > 0).all(axis=1), together[-1]] = 0
         rows = self._rows
         gone = np.zeros((len(points), len(self.layers)), np.bool_)
-        for site in rows.removing:
+        for site, options in rows.removing.items():
             touched = rows.touches[site]
             result[gone[:, touched].all(axis=1), site] = 0
-            gone[np.ix_(result[:, site] > 0, touched)] = True
+            gone[np.ix_(np.isin(result[:, site], options), touched)] = True
         if gone.any():
             void = gone @ rows.touches.T.astype(np.int64) >= rows.touches.sum(axis=1)
             void[:, [*rows.removing, *np.flatnonzero(~rows.touches.any(axis=1))]] = False
@@ -269,7 +269,7 @@ class _Rows:
         bits, parts: What is taken from 32 bits and added to one part, an array for each method that does so.
         precision: Index of the precision.
         touches: Which layers each site changes (sites, layers).
-        removing: Sites that take layers away, in order.
+        removing: Sites that take layers away, in order, and the options that do.
     """
 
     macs: Array
@@ -279,7 +279,7 @@ class _Rows:
     parts: tuple[Array, ...]
     precision: Array
     touches: Array
-    removing: tuple[int, ...]
+    removing: Mapping[int, list[int]]
 
     @classmethod
     def of(cls, land: Landscape) -> _Rows:
@@ -288,7 +288,7 @@ class _Rows:
         bits = {method: np.zeros(shape) for method in land.methods or ("",)}
         parts = {method: np.zeros(shape) for method in land.methods or ("",)}
         touches = np.zeros((len(land.sites), len(land.layers)), np.bool_)
-        removing: dict[int, None] = {}
+        removing: dict[int, list[int]] = {}
         for change, (site, option) in enumerate(land.changes):
             effect, method = land.effects[site][option], land.sites[site].method
             columns = list(effect.layers)
@@ -300,7 +300,7 @@ class _Rows:
             parts[method][change, columns] = [number - 1 for number in effect.parts]
             precision[change, columns] = [land.precisions.index(name) if name else 0 for name in effect.precision]
             if effect.weights and max(effect.weights) <= 0:
-                removing[site] = None
+                removing.setdefault(site, []).append(option)
         return cls(
             macs,
             weights,
@@ -309,7 +309,7 @@ class _Rows:
             tuple(one for one in parts.values() if one.any()) or (np.zeros(shape),),
             precision,
             touches,
-            tuple(removing),
+            removing,
         )
 
 

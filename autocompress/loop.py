@@ -18,7 +18,7 @@ from autocompress.measurement import Measurement
 from autocompress.plan import Plan
 from autocompress.point import confirmed, point_name
 from autocompress.probe import Probe, Sensitivity
-from autocompress.record import TAKEN_UP, Confirmation, Proposal, Record, SplitScore, Trial
+from autocompress.record import SPARSIFY, TAKEN_UP, Confirmation, Proposal, Record, SplitScore, Trial
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus, is_disk_full
 from autocompress.screen import Screen
 from autocompress.snapshot import Observer, Phase, Snapshot
@@ -26,10 +26,14 @@ from autocompress.strategies import SearchStrategy
 
 SPENT = "what is left of the budget is for measuring the front"
 NO_ROOM = "the budget leaves no time for a trial beside the final measurements; give it more"
+UNFORESEEN = "a bug or an unforeseen error, see log.txt: "
 TICK_S = 0.5
 SAME_ERRORS = 5
 MOST_CPU_S = 1.5
 """CPU seconds spent at most on measuring one model of the final front."""
+
+LEAST_EPOCHS = 2
+"""Epochs below which no trial is shortened."""
 
 JOINING = 0.25
 """Models, as a share of those on the front, that the strategy's beliefs may add to it at the end."""
@@ -39,6 +43,9 @@ GRACE_S = 10.0
 
 PROBE_S = 5.0
 """Seconds that looking at a change may take, before one has been looked at."""
+
+PATIENCE_S = 120.0
+"""Seconds that confirming a front may take where the search has no budget."""
 
 REPORT_S = 2.0
 """Seconds kept for the report and for ending the processes."""
@@ -96,10 +103,10 @@ class TrialTimes:
         self._scale: dict[str, list[float]] = {}
 
     def shortened(self, trial: Trial, available_s: float, *, hopefully: bool = False) -> Trial | None:
-        """The trial with as many of its epochs as end in time; None if not even one does.
+        """The trial with as many of its epochs as end in time; None if too few do.
 
         A shortened trial is another plan, which says what was really done; what was expected of the whole one is no
-        longer said.
+        longer said. It has two epochs at least, since some plans are trained in two phases.
 
         Args:
             trial: What to start.
@@ -112,8 +119,9 @@ class TrialTimes:
         recovery = trial.plan.recovery
         known = self._scale.get(_kind(trial)) or [scale for scales in self._scale.values() for scale in scales]
         each_s = self._expected_epoch_s(trial) * typical(known[-16:] or [1.5])
-        epochs = min(recovery.epochs, math.floor((available_s - fixed_s) / each_s))
-        if available_s < fixed_s or (recovery.epochs and epochs < 1):
+        left_s = available_s - fixed_s - recovery.sparsify_epochs * each_s
+        epochs = min(recovery.epochs, math.floor(left_s / each_s))
+        if left_s < 0 or epochs < min(LEAST_EPOCHS, recovery.epochs):
             return None
         if epochs == recovery.epochs:
             return trial
@@ -131,7 +139,7 @@ class TrialTimes:
         """Take in a finished trial."""
         if record.status != "complete" or TAKEN_UP in record.details:
             return
-        self._fixed.append(record.elapsed_s - record.training_s)
+        self._fixed.append(record.elapsed_s - record.training_s - record.seconds.get(SPARSIFY, 0.0))
         epochs = record.plan.recovery.epochs
         if epochs:
             expected_s = self._expected_epoch_s(record.trial) * epochs
@@ -339,13 +347,12 @@ class SearchLoop:
             self._tell(f"a change was not looked at: {one_line(error)}")
             return
         except BrokenExecutor as error:
-            reason = f"the worker process died (out of memory?): {one_line(error)}"
-            entry = Sensitivity(probe, reason=reason, seconds=seconds)
+            entry = Sensitivity(probe, reason=self._told(error), seconds=seconds)
         except Exception as error:
             if is_disk_full(error):
                 raise
-            self._directory.log("".join(traceback.format_exception(error)))
-            entry = Sensitivity(probe, reason=f"{type(error).__name__}: {one_line(error)}", seconds=seconds)
+            self._tell(f"a change was not looked at: {self._told(error)}")
+            return
         entry = replace(entry, ended_s=self._clock.elapsed_s)
         self._directory.append(entry)
         self._looked.append(entry)
@@ -356,14 +363,10 @@ class SearchLoop:
         """The record of a trial that ended, however it ended."""
         try:
             return future.result()
-        except BrokenExecutor as error:
-            return Record(trial, "failed", reason=f"the worker process died (out of memory?): {one_line(error)}")
         except Exception as error:
             if is_disk_full(error):
                 raise  # no other trial will fare better
-            self._directory.log("".join(traceback.format_exception(error)))
-            kind = "" if isinstance(error, AutocompressError) else "a bug or an unforeseen error, see log.txt: "
-            return Record(trial, "failed", reason=f"{kind}{type(error).__name__}: {one_line(error)}")
+            return Record(trial, "failed", reason=self._told(error))
 
     def _take_in(self, record: Record) -> None:
         """Write a record down first, then learn from it."""
@@ -379,9 +382,10 @@ class SearchLoop:
         self._stop_if_hopeless()
 
     def _needed_weights(self) -> frozenset[str]:
-        """Digests of the plans whose trained weights running or later trials may start from."""
+        """Digests of the plans whose trained weights running, waiting or later trials may start from."""
         needed = set(self._strategy.parents())
-        for trial in self._running.values():
+        waiting = [self._waiting] if isinstance(self._waiting, Trial) else []
+        for trial in (*self._running.values(), *waiting):
             plan: Plan | None = trial.plan
             while plan is not None:
                 needed.add(plan.digest)
@@ -402,7 +406,7 @@ class SearchLoop:
             )
 
     def _drop(self, why: str) -> None:
-        """Kill what runs; it has no record, as if it had never been proposed."""
+        """Kill what runs; it has no record, and a later process may propose it again."""
         if self._busy:
             names = ", ".join(str(trial.number) for trial in self._running.values()) or "none"
             self._directory.log(f"dropped running trials {names}: {why}")
@@ -431,7 +435,7 @@ class SearchLoop:
 
     def _left_s(self) -> float:
         budget_s = self._config.budget_s
-        return 120.0 if budget_s is None else budget_s - REPORT_S - self._clock.elapsed_s
+        return PATIENCE_S if budget_s is None else budget_s - REPORT_S - self._clock.elapsed_s
 
     def _confirm(self) -> None:
         """Measure the front again together and score it on test data, until every point on it has been."""
@@ -445,11 +449,10 @@ class SearchLoop:
             self._tell(f"measuring the front together and scoring it on test data (models: {len(missing)})")
             try:
                 self._confirm_some(missing, believed)
-            except AutocompressError as error:
-                self._tell(f"the front stays as the trials measured it: {type(error).__name__}: {one_line(error)}")
-                return
-            except BrokenExecutor as error:
-                self._tell(f"the front stays as the trials measured it: a worker process died: {one_line(error)}")
+            except Exception as error:
+                if is_disk_full(error):
+                    raise
+                self._tell(f"the front stays as the trials measured it: {self._told(error)}")
                 return
 
     def _renew(self, believed: Mapping[int, float]) -> None:
@@ -461,6 +464,7 @@ class SearchLoop:
                 renewed = replace(confirmation, believed=now, seconds=0.0)
                 self._directory.append(renewed)
                 self._confirmations.append(renewed)
+        self._points = self._directory.write_front(self._records, self._confirmations)
 
     def _unconfirmed(self, believed: Mapping[int, float]) -> tuple[Record, ...]:
         """The models of the front with no confirmation yet, and the baseline.
@@ -476,25 +480,45 @@ class SearchLoop:
         wanted = {*by_scores, *by_belief[: max(0, room)]}
         return tuple(sorted((record for record in self._records if record.number in wanted), key=_number))
 
+    def _told(self, error: Exception) -> str:
+        """An error in a line; where it is none that was foreseen, all of it goes to the log."""
+        if isinstance(error, AutocompressError):
+            return f"{type(error).__name__}: {one_line(error)}"
+        if isinstance(error, BrokenExecutor):
+            return f"the worker process died (out of memory?): {one_line(error)}"
+        self._directory.log("".join(traceback.format_exception(error)))
+        return f"{UNFORESEEN}{type(error).__name__}: {one_line(error)}"
+
     def _confirm_some(self, records: tuple[Record, ...], believed: Mapping[int, float]) -> None:
-        """Score and measure some models and write it down.
+        """Score and measure some models and write it down; those that can't be scored are left out.
 
         Raises:
             DeviceUnavailable: If it takes longer than there is time.
-            AutocompressError: If a model can't be scored or measured.
+            AutocompressError: If the models can't be measured.
             BrokenExecutor: If a worker dies.
         """
         started_s = self._clock.elapsed_s
-        scores = [self._calls.test_score(record) for record in records]
-        self._await(scores)
+        futures = {record.number: self._calls.test_score(record) for record in records}
+        self._await(list(futures.values()))
+        scores: dict[int, SplitScore] = {}
+        for number, future in futures.items():
+            try:
+                scores[number] = future.result()
+            except Exception as error:
+                if is_disk_full(error):
+                    raise
+                self._tell(f"model {number} is not scored on test data: {self._told(error)}")
+        records = tuple(record for record in records if record.number in scores)
+        if not records:
+            return
         scored_s = self._clock.elapsed_s
         each_s = max(0.1, min(MOST_CPU_S, (self._left_s() - 3.0) / (len(records) + 1)))
         measured = self._calls.remeasure(records, self._baseline.values["latency_ms"], each_s)
         self._await([measured])
         workers = min(self._config.workers, len(records))
         seconds = (workers * (scored_s - started_s) + self._clock.elapsed_s - scored_s) / len(records)
-        for scored, (number, measurement, values) in zip(scores, measured.result(), strict=True):
-            score = scored.result()
+        for number, measurement, values in measured.result():
+            score = scores[number]
             confirmation = Confirmation(
                 number,
                 score.values,
@@ -581,4 +605,4 @@ def _number(record: Record) -> int:
 
 
 def _kind_of_error(record: Record) -> str:
-    return record.reason.partition(":")[0]
+    return record.reason.removeprefix(UNFORESEEN).partition(":")[0]

@@ -171,6 +171,11 @@ class Plan:
                 f"plan: architecture {self.architecture!r} starts from one of {self.start.architecture!r}; expected "
                 "the same"
             )
+        if self.start is not None and self.recovery.sparsify_epochs:
+            raise InvalidInput(
+                f"plan: sparsify_epochs {self.recovery.sparsify_epochs} of a plan that starts from another; "
+                "expected 0, as sparsifying comes before everything: give it to the plan that is started from"
+            )
         if self.version != 1:
             raise InvalidInput(f"plan version {self.version}: this release reads version 1; update autocompress")
         methods = [step.method for step in self.steps]

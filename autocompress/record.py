@@ -59,6 +59,9 @@ class Trial:
 TAKEN_UP = "taken_up"
 """The detail of a record which says that weights of an earlier process were taken up: its seconds tell nothing."""
 
+SPARSIFY = "sparsify"
+"""The stage in which a model is trained towards zeros before it is compressed."""
+
 TRAIN = "train"
 """The stage of a trial that grows with the epochs of its recovery."""
 

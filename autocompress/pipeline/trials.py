@@ -21,7 +21,7 @@ from autocompress.pipeline.recovering import begin, forget_weights, recover_and_
 from autocompress.pipeline.stopwatch import Stopwatch
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import Plan
-from autocompress.record import Record, Trial
+from autocompress.record import SPARSIFY, Record, Trial
 from autocompress.screen import Screen
 from autocompress.user_code import user_code
 
@@ -108,7 +108,7 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
         if reason:
             return Record(trial, "screened", reason=reason, values=values)
     if plan.recovery.sparsify_epochs and plan.start is None:
-        with clock.stage("sparsify"):
+        with clock.stage(SPARSIFY):
             model = build(bench, plan, seed)
     details = _facts(bench, model)
     with clock.stage("recover"):

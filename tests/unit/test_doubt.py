@@ -108,6 +108,23 @@ def test_how_sure_a_model_is_goes_by_what_is_believed() -> None:
     assert {one.record.number: one.confidence for one in by_scores} == {2: 1.0, 4: 0.0}, "its score was luck"
 
 
+def test_nothing_is_believed_that_chance_does_not_explain() -> None:
+    records = [record(0, 0.97, 1.0, WILD), record(1, 0.66, 0.5, WILD), record(2, 0.86, 0.4, WILD)]
+    for believed in ({1: 0.95, 2: 0.93}, {1: 1.0, 2: 0.5}):
+        found = likely_front(records, OBJECTIVES, (), METRIC, believed=believed)
+        assert {one.record.number for one in found} == {0, 2}, "a fifth more of the samples right is no luck"
+    near = likely_front(
+        [records[0], record(1, 0.85, 0.5, WILD), records[2]], OBJECTIVES, (), METRIC, believed={1: 0.88, 2: 0.85}
+    )
+    assert {one.record.number for one in near} == {0, 1, 2}
+
+
+def test_the_original_is_on_the_front_by_its_score_alone() -> None:
+    records = [record(0, 0.97, 1.0), record(1, 0.97, 0.5)]
+    found = likely_front(records, OBJECTIVES, (), METRIC, believed={0: 0.972, 1: 0.969})
+    assert [one.record.number for one in found] == [1], "who wants it has it"
+
+
 def test_one_file_is_on_the_front_once() -> None:
     twins = [replace(record(number, 0.98, 0.5), artifact=Artifact("a.onnx", "0" * 64, 9)) for number in (1, 2)]
     found = likely_front([record(0, 0.97, 1.0), *twins], OBJECTIVES, (), METRIC, believed={1: 0.97, 2: 0.98})

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import pytest
 
@@ -141,6 +143,16 @@ class Bench:
         self.killed += 1
 
 
+def front_of(bench: Bench) -> list[dict[str, Any]]:
+    """What `front.json` says of the models."""
+    found: list[dict[str, Any]] = json.loads((bench.directory.path / "front" / "front.json").read_text())["front"]
+    return found
+
+
+def log_of(bench: Bench) -> str:
+    return (bench.directory.path / "log.txt").read_text()
+
+
 def done(value):  # type: ignore[no-untyped-def]
     future = Future()  # type: ignore[var-annotated]
     future.set_result(value)
@@ -188,24 +200,18 @@ def raising(error: Exception) -> Callable[[Probe], Future[Sensitivity]]:
     return look
 
 
-def test_a_look_that_raises_is_an_entry_with_the_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [MeasurementError("not measured within the limit"), ZeroDivisionError("a bug")])
+def test_a_look_that_failed_by_no_fault_of_the_change_leaves_no_entry(error: Exception, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run")
 
-    bench._look = raising(ZeroDivisionError("a bug"))  # type: ignore[method-assign]
-    bench.run(Looking(plans(1), plans(2)))
-    assert [entry.reason for entry in bench.directory.sensitivities()] == ["ZeroDivisionError: a bug"] * 2
-    assert "ZeroDivisionError: a bug" in (bench.directory.path / "log.txt").read_text()
-
-
-def test_a_look_that_could_not_be_measured_leaves_no_entry(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run")
-
-    bench._look = raising(MeasurementError("not measured within the limit"))  # type: ignore[method-assign]
+    bench._look = raising(error)  # type: ignore[method-assign]
     strategy = Looking(plans(1), plans(2))
     bench.run(strategy)
     assert bench.directory.sensitivities() == ()
     assert strategy.noted == []
     assert len(strategy.told) == 1, "the search goes on"
+    assert "a change was not looked at: " in log_of(bench)
+    assert str(error) in log_of(bench)
 
 
 def test_a_look_that_killed_its_worker_took_time(tmp_path: Path) -> None:
@@ -280,6 +286,68 @@ def test_the_front_is_confirmed_on_test_data_with_its_baseline(tmp_path: Path) -
     assert baseline is not None
     assert all(point.test["accuracy"] < point.validation["accuracy"] for point in (baseline, *front))
     assert all(Path(point.file).is_file() and Path(point.plan).is_file() for point in front)
+
+
+@pytest.mark.parametrize("error", [MeasurementError("it hangs"), RuntimeError("can't allocate memory")])
+def test_a_model_that_cannot_be_scored_at_the_end_takes_no_other_along(error: Exception, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    score = bench._test_score
+
+    def one_fails(record: Record) -> Future[SplitScore]:
+        if record.number != 2:
+            return score(record)
+        future: Future[SplitScore] = Future()
+        future.set_exception(error)
+        return future
+
+    bench._test_score = one_fails  # type: ignore[method-assign]
+    assert bench.run(Listed(plans(3))) == "complete"
+    assert {one.number for one in bench.directory.confirmations()} == {0, 1, 3}
+    assert f"model 2 is not scored on test data: {'Measure' if 'hangs' in str(error) else 'a bug'}" in log_of(bench)
+    tests = {point["name"]: point["test"]["accuracy"] for point in front_of(bench)}
+    assert [name for name, accuracy in tests.items() if accuracy is None] == [name for name in tests if "002" in name]
+
+
+class Believing(Listed):
+    """Believes what it is given of finished trials."""
+
+    name = "believing"
+
+    def __init__(self, plans: Sequence[Plan], beliefs: Mapping[int, float]) -> None:
+        super().__init__(plans)
+        self.beliefs = beliefs
+
+    def believed(self) -> Mapping[int, float]:
+        return self.beliefs
+
+
+def test_the_front_on_disk_goes_by_what_is_believed_at_last(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.run(Believing(plans(2), {1: 0.80, 2: 0.75}))
+    assert {point["name"][:3] for point in front_of(bench)} == {"000", "001", "002"}
+    bench.run(Believing((), {1: 0.70, 2: 0.75}))
+    assert [one.believed for one in bench.directory.confirmations() if one.number == 1] == [0.80, 0.70]
+    found = {point.name: point.confidence for point in bench.directory.points()[1]}
+    assert {point["name"]: point["confidence"] for point in front_of(bench)} == found
+
+
+def test_weights_that_a_waiting_trial_starts_from_are_kept(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=20.0, workers=2)
+    start, other = plans(2)
+    waits = Plan(steps=start.steps, recovery=Recovery(epochs=9), start=start)
+    kept: list[frozenset[str]] = []
+    bench.directory.forget_weights = kept.append  # type: ignore[method-assign, assignment]
+    at_once = bench._run
+
+    def later(trial: Trial, screen: Screen) -> Future[Record]:
+        future: Future[Record] = Future()
+        Timer(0.1, lambda: future.set_result(bench.improving(trial))).start()
+        return future if trial.number == 2 else at_once(trial, screen)
+
+    bench._run = later  # type: ignore[method-assign]
+    bench.run(Listed([start, other, waits]), epoch_s=10.0)
+    assert len(kept) == 2
+    assert start.digest in kept[1], "the third trial waits, for it does not fit"
 
 
 def test_the_limit_on_trials_is_kept(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ class StudyView:
             policy: Its coordinates; None if they are not known.
             whole: False for less training than the search gives in the end: its values are not final, and not told.
         """
-        state = STATES[record.status] if whole else TrialState.PRUNED
+        is_part = record.status == "complete" and not whole
+        state = TrialState.PRUNED if is_part else STATES[record.status]
         values = None
         if state == TrialState.COMPLETE:
             values = [record.values[objective.name] for objective in self._objectives]
