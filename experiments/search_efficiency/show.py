@@ -124,10 +124,11 @@ def draw(runs: Mapping[str, list[Cell]], path: Path) -> None:
             length = min(map(len, curves))
             stacked = np.array([curve[:length] for curve in curves])
             steps = np.arange(1, length + 1)
-            (line,) = axis.plot(steps, stacked.mean(axis=0), label=name, linewidth=2 if name == "guided" else 1)
+            style = {"linewidth": 2 if name == "guided" else 1, "linestyle": "--" if "_without_" in name else "-"}
+            (line,) = axis.plot(steps, stacked.mean(axis=0), label=name, **style)
             axis.fill_between(steps, stacked.min(axis=0), stacked.max(axis=0), color=line.get_color(), alpha=0.12)
         axis.set(xscale="log", xlabel="trials", title=f"hypervolume within {100 * reference:g} points")
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
