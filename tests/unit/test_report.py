@@ -114,7 +114,7 @@ def test_predictions_are_held_against_what_came(directory: RunDirectory, tmp_pat
 
 def test_time_is_counted_by_stage(directory: RunDirectory, tmp_path: Path) -> None:
     text = text_of(directory, "time_spent", tmp_path)
-    assert "recover 45 s" in text
+    assert "train 45 s" in text
     assert "looking at single changes 2 s" in text
     assert "Of 2 workers together" in text
 
