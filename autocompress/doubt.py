@@ -30,6 +30,9 @@ SAME = 0.0005
 CREDIBLE = 2.0
 """Standard errors by which what is believed of a model may differ from its score."""
 
+ROUNDING = 1e-12
+"""Spread of scores that are the same but for rounding."""
+
 NOTHING: Mapping[int, float] = MappingProxyType({})
 
 
@@ -113,24 +116,28 @@ def likely_front(
 def _by_belief(
     records: Sequence[Record], metric: Objective, believed: Mapping[int, float], baseline: Record
 ) -> list[Record]:
-    """The records of which something is believed, with that as their scores, as far as it can be believed."""
+    """The records of which something is believed, with that as their scores, but no farther than chance moves them."""
+    some = [record for record in records if record.number in believed]
+    scores = np.array([record.values[metric.name] for record in some])
+    most = CREDIBLE * _errors(some, baseline)
+    credible = np.clip([believed[record.number] for record in some], scores - most, scores + most)
     return [
-        replace(record, values={**record.values, metric.name: _credible(record, baseline, metric, believed)})
-        for record in records
-        if record.number in believed
+        replace(record, values={**record.values, metric.name: value})
+        for record, value in zip(some, credible.tolist(), strict=True)
     ]
 
 
-def _credible(record: Record, baseline: Record, metric: Objective, believed: Mapping[int, float]) -> float:
-    """What is believed of a model, at most some standard errors from its score; all of it where no error is known."""
-    score, folds, others = record.values[metric.name], record.fold_scores, baseline.fold_scores
-    if len(folds) < 2 or len(folds) != len(others):
-        return believed[record.number]
-    losses = np.subtract(folds, others)
-    error = max(float(np.std(parts, ddof=1)) for parts in (folds, others, losses)) / math.sqrt(len(folds))
-    if not error:
-        return believed[record.number]
-    return float(np.clip(believed[record.number], score - CREDIBLE * error, score + CREDIBLE * error))
+def _errors(records: Sequence[Record], baseline: Record) -> Array:
+    """Standard errors of scores and of losses, the larger one (records,); infinite where none is known."""
+    others = np.array(baseline.fold_scores)
+    errors = np.full(len(records), np.inf)
+    known = [row for row, record in enumerate(records) if 1 < len(record.fold_scores) == len(others)]
+    if known:
+        folds = np.array([records[row].fold_scores for row in known])
+        spreads = np.maximum(folds.std(axis=1, ddof=1), (folds - others).std(axis=1, ddof=1))
+        spreads = np.maximum(spreads, others.std(ddof=1))
+        errors[known] = np.where(spreads > ROUNDING, spreads / math.sqrt(len(others)), np.inf)
+    return errors
 
 
 def _of_beliefs(objectives: Sequence[Objective], metric: Objective) -> list[Objective]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from autocompress.doubt import likely_front
-from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, SearchFailed, one_line
+from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
 from autocompress.measurement import Measurement
@@ -343,14 +343,9 @@ class SearchLoop:
         seconds = time.monotonic() - started
         try:
             entry = future.result()
-        except (DeviceUnavailable, MeasurementError) as error:  # nothing is known of it, so that a resume looks again
-            self._tell(f"a change was not looked at: {one_line(error)}")
-            return
         except BrokenExecutor as error:
             entry = Sensitivity(probe, reason=self._told(error), seconds=seconds)
-        except Exception as error:
-            if is_disk_full(error):
-                raise
+        except Exception as error:  # nothing is known of the change, so that a resume looks again
             self._tell(f"a change was not looked at: {self._told(error)}")
             return
         entry = replace(entry, ended_s=self._clock.elapsed_s)
@@ -364,8 +359,6 @@ class SearchLoop:
         try:
             return future.result()
         except Exception as error:
-            if is_disk_full(error):
-                raise  # no other trial will fare better
             return Record(trial, "failed", reason=self._told(error))
 
     def _take_in(self, record: Record) -> None:
@@ -450,20 +443,22 @@ class SearchLoop:
             try:
                 self._confirm_some(missing, believed)
             except Exception as error:
-                if is_disk_full(error):
-                    raise
                 self._tell(f"the front stays as the trials measured it: {self._told(error)}")
                 return
 
     def _renew(self, believed: Mapping[int, float]) -> None:
         """Bring what earlier processes believed of confirmed models up to date, so that all goes by one belief."""
         latest = {confirmation.number: confirmation for confirmation in self._confirmations}
-        for number, confirmation in latest.items():
-            now = believed.get(number)
-            if confirmation.believed is not None and now is not None and now != confirmation.believed:
-                renewed = replace(confirmation, believed=now, seconds=0.0)
-                self._directory.append(renewed)
-                self._confirmations.append(renewed)
+        renewed = [
+            replace(confirmation, believed=now, seconds=0.0)
+            for number, confirmation in latest.items()
+            if confirmation.believed is not None and (now := believed.get(number)) not in (None, confirmation.believed)
+        ]
+        if not renewed:
+            return
+        for confirmation in renewed:
+            self._directory.append(confirmation)
+        self._confirmations += renewed
         self._points = self._directory.write_front(self._records, self._confirmations)
 
     def _unconfirmed(self, believed: Mapping[int, float]) -> tuple[Record, ...]:
@@ -481,7 +476,13 @@ class SearchLoop:
         return tuple(sorted((record for record in self._records if record.number in wanted), key=_number))
 
     def _told(self, error: Exception) -> str:
-        """An error in a line; where it is none that was foreseen, all of it goes to the log."""
+        """An error in a line; where it is none that was foreseen, all of it goes to the log.
+
+        Raises:
+            OSError: If the disk is full, as nothing that follows will fare better.
+        """
+        if is_disk_full(error):
+            raise error
         if isinstance(error, AutocompressError):
             return f"{type(error).__name__}: {one_line(error)}"
         if isinstance(error, BrokenExecutor):
@@ -505,8 +506,6 @@ class SearchLoop:
             try:
                 scores[number] = future.result()
             except Exception as error:
-                if is_disk_full(error):
-                    raise
                 self._tell(f"model {number} is not scored on test data: {self._told(error)}")
         records = tuple(record for record in records if record.number in scores)
         if not records:

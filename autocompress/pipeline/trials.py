@@ -67,10 +67,14 @@ def run_baseline(trial: Trial, bench: Workbench) -> Record:
         TaskFailed: If the user's own code raises.
         AutocompressError: If the model can't be exported, scored or measured.
     """
-    clock = Stopwatch()
     _try_model(bench)
-    record = _run(trial, bench, None, clock)
-    return replace(record, seconds=clock.seconds, machine=platform.node())
+    return _timed(trial, bench)
+
+
+def _timed(trial: Trial, bench: Workbench) -> Record:
+    """The record of a trial that is trained in any case; what fails is raised."""
+    clock = Stopwatch()
+    return replace(_run(trial, bench, None, clock), seconds=clock.seconds, machine=platform.node())
 
 
 def _try_model(bench: Workbench) -> None:
@@ -90,9 +94,8 @@ def apply_plan(trial: Trial, bench: Workbench, output: Path) -> Record:
     Raises:
         AutocompressError: Whatever makes the plan fail.
     """
-    record, clock = run_baseline(replace(trial, plan=Plan()), bench), Stopwatch()
-    if not trial.plan.is_baseline:
-        record = replace(_run(trial, bench, None, clock), seconds=clock.seconds, machine=platform.node())
+    baseline = run_baseline(replace(trial, plan=Plan()), bench)
+    record = baseline if trial.plan.is_baseline else _timed(trial, bench)
     assert record.artifact is not None, "a trial that did not raise has an artifact"
     shutil.copyfile(bench.directory / record.artifact.path, output)
     return replace(record, artifact=Artifact.of(output))
