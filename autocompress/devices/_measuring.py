@@ -49,27 +49,20 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Timing:
-    """What was measured of one model."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    samples: Samples
-    footprint: Footprint
-
-
-@dataclass(frozen=True)
 class Answer:
     """What the measuring process says.
 
     Args:
-        timings: One for each model of the request, in order; empty after an error.
+        times: One for each model of the request, in order; empty after an error.
+        footprints: One for each model that was to be weighed, in order; empty after an error.
         runtime: Name and version of the runtime.
         error: Name of the error's class in `autocompress.errors`, or empty.
         message: What went wrong.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    timings: tuple[Timing, ...] = ()
+    times: tuple[Samples, ...] = ()
+    footprints: tuple[Footprint, ...] = ()
     runtime: str = ""
     error: str = ""
     message: str = ""
@@ -178,14 +171,11 @@ def measure(request: Request) -> Answer:
         MeasurementError: If one can't be loaded or run.
         DeviceUnavailable: If the runtime lacks the provider.
     """
-    footprints = [footprint(path, request) for path in request.models]  # first: it must see no runtime in this process
+    footprints = tuple(footprint(path, request) for path in request.weighed)  # first: it must see no runtime here
     subjects = [_open(path, request) for path in request.models]
     time_models(subjects, request.protocol)
-    timings = (
-        Timing(Samples(_in_record(subject.cpu), _in_record(subject.wall)), weighed)
-        for subject, weighed in zip(subjects, footprints, strict=True)
-    )
-    return Answer(tuple(timings), _runtime())
+    times = tuple(Samples(_in_record(subject.cpu), _in_record(subject.wall)) for subject in subjects)
+    return Answer(times, footprints, _runtime())
 
 
 def _open(path: str, request: Request) -> Subject:

@@ -48,7 +48,8 @@ class Request:
 
     Args:
         parent: Process that asks; the measuring process ends with it.
-        models: Paths of the models; the first is the reference.
+        models: Paths of the models to time; the first is the reference.
+        weighed: Those of them whose memory and kernels are asked for.
         examples: Path of an .npz file with the inputs of one inference, in order.
         scratch: Folder for temporary files.
         provider: Execution provider of ONNX Runtime.
@@ -58,6 +59,7 @@ class Request:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     parent: int
     models: tuple[str, ...]
+    weighed: tuple[str, ...]
     examples: str
     scratch: str
     provider: str

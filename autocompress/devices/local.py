@@ -19,11 +19,12 @@ from autocompress import errors
 from autocompress.artifact import Artifact
 from autocompress.data import Array
 from autocompress.devices._base import DEVICES, Device
-from autocompress.devices._measuring import Answer, Timing
+from autocompress.devices._footprint import Footprint
+from autocompress.devices._measuring import Answer
 from autocompress.devices._session import Request, shortened
 from autocompress.devices.detection import processor_name
 from autocompress.errors import DeviceUnavailable, MeasurementError
-from autocompress.measurement import Measurement, ratio_interval
+from autocompress.measurement import Measurement, Samples, ratio_interval
 from autocompress.profile import HardwareProfile, Protocol
 from autocompress.serialization import from_json, to_json
 
@@ -57,13 +58,22 @@ class LocalDevice(Device):
     ) -> tuple[Measurement, ...]:
         """Time and weigh models in a fresh process; see `Device.measure`."""
         chosen = protocol or self.profile.protocol
-        models = {artifact.sha256: artifact.path for artifact in (reference, *artifacts)}
+        weighed = {artifact.sha256: artifact.path for artifact in artifacts}
+        timed = {reference.sha256: reference.path} | weighed
         with self._lease():
-            answer = self._ask(tuple(models.values()), examples, chosen)
-        timings = dict(zip(models, answer.timings, strict=True))
+            answer = self._ask(tuple(timed.values()), tuple(weighed.values()), examples, chosen)
+        times = dict(zip(timed, answer.times, strict=True))
+        footprints = dict(zip(weighed, answer.footprints, strict=True))
         machine = f"{processor_name()}, {answer.runtime}"
         return tuple(
-            _measurement(timings[artifact.sha256], timings[reference.sha256], self.profile.threads, chosen, machine)
+            _measurement(
+                times[artifact.sha256],
+                times[reference.sha256],
+                footprints[artifact.sha256],
+                threads=self.profile.threads,
+                protocol=chosen,
+                machine=machine,
+            )
             for artifact in artifacts
         )
 
@@ -86,13 +96,16 @@ class LocalDevice(Device):
         finally:
             lock.release()
 
-    def _ask(self, models: tuple[str, ...], examples: tuple[Array, ...], protocol: Protocol) -> Answer:
+    def _ask(
+        self, models: tuple[str, ...], weighed: tuple[str, ...], examples: tuple[Array, ...], protocol: Protocol
+    ) -> Answer:
         with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
             saved = Path(scratch) / "examples.npz"
             np.savez(saved, *examples)
             request = Request(
                 os.getpid(),
                 models,
+                weighed,
                 str(saved),
                 scratch,
                 self.profile.provider,
@@ -146,12 +159,14 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _measurement(timing: Timing, reference: Timing, threads: int, protocol: Protocol, machine: str) -> Measurement:
+def _measurement(
+    samples: Samples, reference: Samples, footprint: Footprint, *, threads: int, protocol: Protocol, machine: str
+) -> Measurement:
     """What the samples say; anyone can work it out again from the record."""
     kind = "cpu_ms" if threads == 1 else "wall_ms"
-    times, reference_times = getattr(timing.samples, kind), getattr(reference.samples, kind)
+    times, reference_times = getattr(samples, kind), getattr(reference, kind)
     ratio, interval = ratio_interval(times, reference_times)
-    cpu, wall = np.concatenate(timing.samples.cpu_ms), np.concatenate(timing.samples.wall_ms)
+    cpu, wall = np.concatenate(samples.cpu_ms), np.concatenate(samples.wall_ms)
     p50, p95 = np.percentile(wall, (50, 95))
     return Measurement(
         latency_ms=float(np.median(np.concatenate(times))),
@@ -160,11 +175,11 @@ def _measurement(timing: Timing, reference: Timing, threads: int, protocol: Prot
         wall_p50_ms=float(p50),
         wall_p95_ms=float(p95),
         contention=float(wall.sum() / cpu.sum()),
-        peak_memory_bytes=timing.footprint.peak_memory_bytes,
-        integer_nodes=timing.footprint.integer_nodes,
-        nodes=timing.footprint.nodes,
+        peak_memory_bytes=footprint.peak_memory_bytes,
+        integer_nodes=footprint.integer_nodes,
+        nodes=footprint.nodes,
         machine=machine,
         protocol=protocol,
-        samples=timing.samples,
-        reference_samples=reference.samples,
+        samples=samples,
+        reference_samples=reference,
     )

@@ -6,6 +6,8 @@ import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -13,7 +15,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
-from autocompress.objective import Constraint
+from autocompress.objective import MEASURED, Constraint
 from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Choice, Float, Knob, neutral, neutral_answers
@@ -35,6 +37,9 @@ class OptunaStrategy(SearchStrategy):
     shows the same study to optuna-dashboard; it is written anew by each process.
     """
 
+    skips_pruned: ClassVar[bool] = False
+    """True if the sampler leaves pruned trials out of account; it is told of a screened one as one that learned nothing."""
+
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._policies = list(problem.policies)
@@ -42,6 +47,7 @@ class OptunaStrategy(SearchStrategy):
         self._next = 1
         self._running: dict[int, optuna.trial.Trial] = {}
         self._baseline: Mapping[str, float] = {}
+        self._worst: Mapping[str, float] = {}
         self._study = new_study(problem.journal, problem.objectives)
 
     @abstractmethod
@@ -63,20 +69,34 @@ class OptunaStrategy(SearchStrategy):
         return None
 
     def tell(self, record: Record) -> None:
-        """Tell the study; failed and screened trials are told without values."""
+        """Tell the study; failed trials are told without values."""
         self._seen.add(record.plan.digest)
         self._next = max(self._next, record.number + 1)
         if record.number == 0:
             self._baseline = record.values
-        state = STATES[record.status]
+        told = self._as_told(record)
         running = self._running.pop(record.number, None)
         if running is None:
-            self._study.add_trial(self._past(record, state))
+            self._study.add_trial(self._past(told, record.status))
             return
-        if record.status == "complete":
-            for key, value in self._violations(record).items():
+        running.set_user_attr("status", record.status)
+        if told.status == "complete":
+            for key, value in self._violations(told).items():
                 running.set_constraint(key, value)
-        self._study.tell(running, self._values(record), state)
+        self._study.tell(running, self._values(told), STATES[told.status])
+
+    def _as_told(self, record: Record) -> Record:
+        """The record, or of a screened one what the sampler can use: what was measured, with the worst score so far.
+
+        Without that a genetic search whose plans are mostly screened would never see the end of a generation.
+        """
+        if record.status == "complete":
+            metric = [one for one in self._problem.objectives if one.name not in {known.name for known in MEASURED}]
+            known = self._worst or record.values
+            self._worst = max(known, record.values, key=lambda values: [one.cost(values) for one in metric])
+        if record.status != "screened" or not self.skips_pruned:
+            return record
+        return replace(record, status="complete", values={**self._worst, **record.values})
 
     def _propose(self, number: int, source: str, attempt: int) -> Trial | None:
         """Ask the study once; None if the plan is known already."""
@@ -111,8 +131,8 @@ class OptunaStrategy(SearchStrategy):
         baseline = self._baseline or record.values
         return {_key(c): c.violation(record.values, baseline) for c in self._problem.constraints}
 
-    def _past(self, record: Record, state: TrialState) -> optuna.trial.FrozenTrial:
-        """The study's trial of a record from an earlier process, or of the baseline.
+    def _past(self, record: Record, status: str) -> optuna.trial.FrozenTrial:
+        """The study's trial of a record from an earlier process, or of the baseline, with the status it really had.
 
         The baseline has the neutral answer to every knob. With none it would leave nothing to samplers that look at
         what all trials share (NSGA-II, GP), and they would fall back to chance.
@@ -120,11 +140,11 @@ class OptunaStrategy(SearchStrategy):
         params = dict(record.trial.proposal.params) if record.number else neutral_answers(self._problem.plan)
         distributions = self._distributions(params)
         return optuna.trial.create_trial(
-            state=state,
+            state=STATES[record.status],
             values=self._values(record),
             params=params if distributions else {},
             distributions=distributions,
-            user_attrs={"trial": record.number, "source": record.trial.proposal.source},
+            user_attrs={"trial": record.number, "source": record.trial.proposal.source, "status": status},
             system_attrs=dict(record.trial.proposal.attributes),
             constraints=self._violations(record) if record.status == "complete" else None,
         )

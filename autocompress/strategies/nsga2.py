@@ -21,6 +21,7 @@ class NSGA2(OptunaStrategy):
     """
 
     name: ClassVar[str] = "nsga2"
+    skips_pruned: ClassVar[bool] = True
 
     def make_sampler(self, seed: int) -> BaseSampler:
         """An NSGA-II sampler; its generations are kept in the study."""

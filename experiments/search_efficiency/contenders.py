@@ -33,6 +33,7 @@ class NSGA3(OptunaStrategy):
     """Optuna's NSGA-III with the population of our NSGA-II."""
 
     name = "nsga3"
+    skips_pruned = True
 
     def make_sampler(self, seed: int) -> BaseSampler:
         """An NSGA-III sampler."""
@@ -43,6 +44,7 @@ class GP(OptunaStrategy):
     """Optuna's Gaussian process."""
 
     name = "gp"
+    skips_pruned = True
 
     def make_sampler(self, seed: int) -> BaseSampler:
         """A GP sampler."""
