@@ -38,7 +38,7 @@ class OptunaStrategy(SearchStrategy):
     """
 
     skips_pruned: ClassVar[bool] = False
-    """True if the sampler leaves pruned trials out of account; it is told of a screened one as one that learned nothing."""
+    """True if the sampler looks at complete trials alone: a screened one is told as one that learned nothing."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
