@@ -122,6 +122,9 @@ def weighted_change(
     return total
 
 
+SCORE_WEIGHT = 10.0
+"""Relative differences of a cost that weigh as much as one of a score, where models break bounds of both."""
+
 BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 """Units of sizes, in bytes."""
 
@@ -196,6 +199,16 @@ class Constraint:
         bound, value = self.bound(baseline), values[self.name]
         excess = value - bound if self.operator == "<=" else bound - value
         return excess / abs(bound) if bound else excess
+
+    def distance(self, values: Mapping[str, float], baseline: Mapping[str, float]) -> float:
+        """The violation on a scale on which those of different values compare; zero or less where it holds.
+
+        Costs count by the logarithm of what they are over their bound, others ten times: a hundredth of a score weighs
+        about as much as a tenth of a latency.
+        """
+        violation = self.violation(values, baseline)
+        is_cost = self.name in {objective.name for objective in MEASURED}
+        return math.log1p(violation) if is_cost and violation > 0 else SCORE_WEIGHT * violation
 
     def __str__(self) -> str:
         if not self.scale:

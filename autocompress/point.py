@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,6 +89,23 @@ class Point:
             "size_ratio": self.size_ratio,
             "peak_memory_bytes": float(self.peak_memory_bytes),
         }
+
+    def as_row(self) -> dict[str, Any]:
+        """All values in full precision, by name, for tables."""
+        low, high = self.latency_ratio_interval
+        whole = {"size_bytes": self.size_bytes, "peak_memory_bytes": self.peak_memory_bytes}
+        interval = {"latency_ratio_low": low, "latency_ratio_high": high, "confidence": self.confidence}
+        return {"name": self.name, **self.values(), **whole, **interval, "file": self.file, "plan": self.plan}
+
+
+def as_csv(points: Sequence[Point]) -> str:
+    """All values of points, a line a point."""
+    rows = [point.as_row() for point in points]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def confirmed(records: Sequence[Record], confirmations: Sequence[Confirmation]) -> tuple[Record, ...]:

@@ -11,7 +11,7 @@ from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
 from autocompress.objective import Constraint, Direction, check_shares, weighted_change
 from autocompress.point import Point, summarize
 from autocompress.record import Record
-from autocompress.report.table import Column, point_columns, point_row
+from autocompress.report.table import Column, point_columns, with_misses
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus
 from autocompress.serialization import write_atomically
 
@@ -75,7 +75,7 @@ class Run:
         """The front as a table, a row a model."""
         import pandas
 
-        return pandas.DataFrame([point_row(point) for point in self.points])
+        return pandas.DataFrame([point.as_row() for point in self.points])
 
     @property
     def trials(self) -> pandas.DataFrame:
@@ -144,10 +144,7 @@ class Run:
         """The columns that a table of the front has, or of the near misses where nothing obeys."""
         config, baseline, misses = self.config, self.baseline, self.near_misses
         columns = point_columns(misses or self.points, config.metric, config.is_percentage)
-        if not misses or baseline is None:
-            return columns
-        beyond = Column("beyond", "misses", lambda point: _beyond(point, baseline, config.constraints), 0)
-        return (*columns[:2], beyond, *columns[2:])
+        return with_misses(columns, baseline, config.constraints) if misses and baseline else columns
 
     def _repr_html_(self) -> str:
         from autocompress.report.page import front_html
@@ -213,12 +210,6 @@ class _Miss:
 def _miss(point: Point, baseline: Point, constraints: Sequence[Constraint]) -> _Miss | None:
     misses = [_Miss(c, c.violation(point.values(), baseline.values())) for c in constraints]
     return max((miss for miss in misses if miss.violation > 0), key=lambda miss: miss.violation, default=None)
-
-
-def _beyond(point: Point, baseline: Point, constraints: Sequence[Constraint]) -> str:
-    """The constraint that a point breaks worst, in words."""
-    miss = _miss(point, baseline, constraints)
-    return f"{miss.constraint} by {100 * miss.violation:.3g} %" if miss else ""
 
 
 def _nothing_fits(points: Sequence[Point], baseline: Point, constraints: Sequence[Constraint]) -> str:

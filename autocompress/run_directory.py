@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
 import json
 import os
 import shutil
@@ -23,7 +21,7 @@ from autocompress.doubt import likely_front
 from autocompress.errors import InvalidInput, RunDirectoryError, one_line
 from autocompress.front import feasible
 from autocompress.objective import Constraint, Direction, Objective
-from autocompress.point import Point, confirmed, make_point
+from autocompress.point import Point, as_csv, confirmed, make_point
 from autocompress.probe import Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Confirmation, Record
@@ -388,7 +386,7 @@ class RunDirectory:
         return self._points(self.records(), self.confirmations())
 
     def near_misses(self) -> tuple[Point, ...]:
-        """The models nearest to the constraints, by the one that each breaks worst; none if some model obeys all."""
+        """The models nearest to the constraints, by the farthest one; none if some model obeys all."""
         return self._near_misses(self.records(), self.confirmations())
 
     def _near_misses(self, records: Sequence[Record], confirmations: Sequence[Confirmation]) -> tuple[Point, ...]:
@@ -399,7 +397,7 @@ class RunDirectory:
             return ()
 
         def worst(record: Record) -> float:
-            return max(constraint.violation(record.values, baseline.values) for constraint in config.constraints)
+            return max(constraint.distance(record.values, baseline.values) for constraint in config.constraints)
 
         tried = [record for record in final if record.status == "complete" and record.number > 0]
         return tuple(
@@ -445,7 +443,7 @@ class RunDirectory:
         names = self._place_points(records, (baseline, *front))
         listed = {"baseline": _inside(baseline).as_json(), "front": [_inside(point).as_json() for point in front]}
         write_atomically(folder / "front.json", dumps(listed, indent=2))
-        write_atomically(folder / "front.csv", _csv([_inside(point) for point in front]))
+        write_atomically(folder / "front.csv", as_csv([_inside(point) for point in front]))
         _keep_only(folder, names | {"front.json", "front.csv"})
 
     def _place_points(self, records: Sequence[Record], points: Sequence[Point]) -> set[str]:
@@ -548,12 +546,3 @@ def _place(source: Path, target: Path) -> None:
 def _inside(point: Point) -> Point:
     """The point with files relative to `front/`, so that a run directory can be moved."""
     return replace(point, file=Path(point.file).name, plan=Path(point.plan).name)
-
-
-def _csv(front: Sequence[Point]) -> str:
-    rows = [{"name": point.name, "file": point.file, **point.values()} for point in front]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

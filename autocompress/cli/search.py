@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,17 @@ import typer
 from autocompress.cli.config import Config, find_config
 from autocompress.cli.locate import offer_data, the_task
 from autocompress.errors import InvalidInput
+from autocompress.objective import Constraint
 
 if TYPE_CHECKING:
+    from autocompress.point import Point
     from autocompress.run import Run
 
 _RESUMABLE = frozenset({"budget", "trials", "workers", "executor"})
 """What may change when a search goes on."""
+
+SMALL_LOSSES = (1, 2, 5)
+"""Points (percent, where the metric is no share) that a model may lose which one is pointed to."""
 
 _REPEATED = {"objectives": "--objective", "constraints": "--constraint"}
 
@@ -157,23 +161,39 @@ def _print_end(run: Run) -> None:
     if not [point for point in run.points if point.number > 0 and point.latency_ratio < 1]:
         typer.echo("\nno model that was found is faster than yours")
     more = "" if run.status == "stopped" else " --budget TIME"
+    where, best = _choice(run)
+    asked = [*(["--where", shlex.quote(where)] if where else []), *(["--best", best] if best else [])]
     typer.echo(
         f"\nfiles:  {run.path / 'front'}\n"
-        f"choose: {' '.join(filter(None, ('autocompress pick', path, _choice(run))))} --output model.onnx\n"
+        f"choose: {' '.join(('autocompress pick', path, *asked))} --output model.onnx\n"
+        f"        ({_told(run, run.pick(where, best))})\n"
         f"look:   {run.path / 'report.html'}\n"
         f"go on:  autocompress search --resume {path}{more}"
     )
 
 
-def _choice(run: Run) -> str:
-    """How one might choose from the front: the fastest where a loss was bounded, else the best of the faster half."""
-    config = run.config
+def _choice(run: Run) -> tuple[str | None, str | None]:
+    """How one might choose, as `Run.pick` takes it: by the weights, else the fastest of those that lose little."""
+    config, baseline = run.config, run.baseline
+    assert baseline is not None, "a run with points has a baseline"
     if all(objective.weight for objective in config.objectives):
-        typer.echo(f"\nbest by the weights: {run.pick().name}")
-        return ""
-    faster = sorted(point.latency_ratio for point in run.points if point.latency_ratio < 1)
-    if not faster:
-        return "--best size_bytes"
+        return None, None
+    points = [point for point in run.points if point.number > 0]
+    ahead = [point for point in points if point.latency_ratio < 1]
+    best = "latency_ms" if ahead else "size_bytes"
     if any(constraint.name == config.metric for constraint in config.constraints):
-        return "--best latency_ms"
-    return f'--where "latency_ratio<={math.ceil(100 * faster[len(faster) // 2]) / 100:g}"'
+        return None, best
+    sign, operator = ("-", ">=") if config.direction == "maximize" else ("+", "<=")
+    for percent in SMALL_LOSSES:
+        bound = f"baseline{sign}{percent}%" if config.is_percentage else f"{1 + float(f'{sign}{percent}') / 100:g}x"
+        constraint = Constraint.parse(f"{config.metric}{operator}{bound}")
+        if any(constraint.violation(point.values(), baseline.values()) <= 0 for point in ahead or points):
+            return f"{config.metric}{operator}{bound}", best
+    return None, None
+
+
+def _told(run: Run, point: Point) -> str:
+    """A point in a line."""
+    shown = {"metric", "test", "latency_ratio", "size_ratio"}
+    cells = (f"{column.title} {column.cell(point)}" for column in run.columns() if column.key in shown)
+    return f"{point.name}: {', '.join(cells)}"

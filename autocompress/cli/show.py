@@ -46,13 +46,14 @@ def show(
 
 
 def _text(run: Run, format: Format) -> str:
-    from autocompress.cli.tables import comma_separated, markdown
+    from autocompress.cli.tables import markdown
+    from autocompress.point import as_csv
     from autocompress.serialization import dumps
 
     if format is Format.JSON:
         return dumps(run.as_json(), indent=2)
     if format is Format.CSV:
-        return comma_separated(run.points or run.near_misses)
+        return as_csv(run.points or run.near_misses).rstrip("\n")
     return markdown(run.points or run.near_misses, run.columns())
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autocompress.point import Point
-from autocompress.report.table import Column, point_row
+from autocompress.report.table import Column
 
 _GAP = 2
 _NAME_WIDTH = 16
@@ -85,13 +83,3 @@ def markdown(points: Sequence[Point], columns: Sequence[Column]) -> str:
         *([column.cell(point).replace("|", "\\|") for column in columns] for point in points),
     ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def comma_separated(points: Sequence[Point]) -> str:
-    """All values in full precision, a line a point."""
-    rows = [point_row(point) for point in points]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().rstrip("\n")

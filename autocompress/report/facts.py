@@ -26,6 +26,7 @@ class RunFacts:
         records: All finished trials, with their latest values, in the order they ended.
         baseline: None before it is measured.
         front: The points of the front.
+        near_misses: Where no model obeys the constraints: those that come nearest.
         sensitivities: Entries of the sensitivity table, in the order they were made.
         test_fold_scores: Number of a trial to its scores on parts of the test split.
         confirming_s: Seconds that confirming the front took, one number for each model.
@@ -38,6 +39,7 @@ class RunFacts:
     records: tuple[Record, ...]
     baseline: Point | None
     front: tuple[Point, ...]
+    near_misses: tuple[Point, ...]
     sensitivities: tuple[Sensitivity, ...]
     test_fold_scores: Mapping[int, tuple[float, ...]]
     confirming_s: tuple[float, ...]
@@ -56,6 +58,7 @@ class RunFacts:
             records=confirmed(directory.records(), confirmations),
             baseline=baseline,
             front=front,
+            near_misses=directory.near_misses(),
             sensitivities=directory.sensitivities(),
             test_fold_scores={one.number: one.test_fold_scores for one in confirmations},
             confirming_s=tuple(one.seconds for one in confirmations),

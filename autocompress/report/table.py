@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from autocompress.objective import Constraint
 from autocompress.point import Point
 
 
@@ -54,12 +54,14 @@ def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> 
     return tuple(column for column in columns if has.get(column.key, True))
 
 
-def point_row(point: Point) -> dict[str, Any]:
-    """All values of a point in full precision, by name."""
-    low, high = point.latency_ratio_interval
-    whole = {"size_bytes": point.size_bytes, "peak_memory_bytes": point.peak_memory_bytes}
-    interval = {"latency_ratio_low": low, "latency_ratio_high": high, "confidence": point.confidence}
-    return {"name": point.name, **point.values(), **whole, **interval, "file": point.file, "plan": point.plan}
+def with_misses(columns: Sequence[Column], baseline: Point, constraints: Sequence[Constraint]) -> tuple[Column, ...]:
+    """The columns with one beside the score that says what each point lacks to what was asked for."""
+
+    def misses(point: Point) -> str:
+        broken = {str(one): one.violation(point.values(), baseline.values()) for one in constraints}
+        return ", ".join(f"{text} by {100 * excess:.3g} %" for text, excess in broken.items() if excess > 0)
+
+    return (*columns[:2], Column("misses", "misses", misses, 0, is_number=False), *columns[2:])
 
 
 def format_metric(value: float | None, is_percentage: bool) -> str:

@@ -145,6 +145,16 @@ def test_a_share_beyond_one_is_refused(text: str, hint: str) -> None:
     check_shares([Constraint.parse("accuracy>=baseline-1%"), Constraint.parse("accuracy>=97%")], ("accuracy",))
 
 
+def test_distances_of_scores_and_costs_compare() -> None:
+    """A tenth of the score is farther off than a latency of twice the bound, and nearer than one of four times."""
+    latency, score = Constraint.parse("latency_ms<=2"), Constraint.parse("accuracy>=90%")
+    twice, four_times = (latency.distance({"latency_ms": value}, {}) for value in (4.0, 8.0))
+    assert four_times == pytest.approx(2 * twice)
+    assert twice < score.distance({"accuracy": 0.81}, {}) < four_times
+    assert latency.distance({"latency_ms": 2.0}, {}) <= 0
+    assert score.distance({"accuracy": 0.95}, {}) < 0
+
+
 def test_a_violation_is_relative_to_the_bound() -> None:
     constraint = Constraint.parse("latency_ms<=2")
     assert constraint.violation({"latency_ms": 3.0}, {}) == pytest.approx(0.5)

@@ -183,8 +183,11 @@ def test_what_comes_nearest_is_named_where_nothing_obeys(tmp_path: Path) -> None
         assert Plan.from_json(Path(point.plan).read_text(encoding="utf-8")) == plans[point.number]
     assert {Path(point.file).stem for point in run.near_misses} == {point.name for point in run.near_misses}
     assert [point["name"] for point in run.as_json()["near_misses"]] == [point.name for point in run.near_misses]
-    title, cell = next((column.title, column.cell) for column in run.columns() if column.key == "beyond")
-    assert (title, cell(run.near_misses[0])) == ("misses", "latency_ms<=0.25x by 20 %")
+    title, cell = next((column.title, column.cell) for column in run.columns() if column.key == "misses")
+    assert (title, cell(run.near_misses[0])) == ("misses", "latency_ms<=0.25x by 20 %, accuracy>=0.95 by 0.211 %")
+    page = run.report().read_text(encoding="utf-8")
+    assert "No model obeys latency_ms&lt;=0.25x, accuracy&gt;=0.95. The nearest:" in page
+    assert "latency_ms&lt;=0.25x by 20 %" in page
     with pytest.raises(InvalidInput, match=r"no model has latency_ms<=0\.25x, accuracy>=0\.95; the nearest: .*\.onnx"):
         run.pick()
     make_run(tmp_path / "other", confirm=False)

@@ -163,6 +163,7 @@ def test_the_front_on_disk_holds_the_points(directory: RunDirectory) -> None:
     assert all((directory.path / "front" / point["file"]).is_file() for point in stored["front"])
     rows = (directory.path / "front" / "front.csv").read_text().splitlines()
     assert len(rows) == len(front) + 1
+    assert {"latency_ratio_low", "latency_ratio_high", "confidence"} <= set(rows[0].split(","))
 
 
 def test_without_a_baseline_there_is_no_front(tmp_path: Path) -> None:

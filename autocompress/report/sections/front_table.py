@@ -8,27 +8,30 @@ from html import escape
 from autocompress.point import Point
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
-from autocompress.report.table import Column, point_columns
+from autocompress.report.table import Column, point_columns, with_misses
 
 
 @SECTIONS.register
 class FrontTable(Section):
-    """A row a model, the baseline first."""
+    """A row a model, the baseline first; the nearest where no model obeys the constraints."""
 
     name, title, order = "front_table", "The models", 20
 
     def html(self, facts: RunFacts) -> str:
         if facts.baseline is None:
             return ""
-        columns = point_columns((facts.baseline, *facts.front), facts.config.metric, facts.config.is_percentage)
+        config, points = facts.config, facts.near_misses or facts.front
+        columns = point_columns((facts.baseline, *points), config.metric, config.is_percentage)
+        told = ""
+        if facts.near_misses:
+            columns = with_misses(columns, facts.baseline, config.constraints)
+            told = f"<p>No model obeys {escape(', '.join(map(str, config.constraints)))}. The nearest:</p>\n"
         head = "".join(f"<th{_kind(column)}>{escape(column.title)}</th>" for column in columns)
-        rows = [_row(point, columns, facts) for point in facts.front]
-        if facts.baseline.number not in {point.number for point in facts.front}:
+        rows = [_row(point, columns, facts) for point in points]
+        if facts.baseline.number not in {point.number for point in points}:
             rows.insert(0, _row(facts.baseline, columns, facts, style=' class="baseline"'))
-        return (
-            f'<div class="scroll"><table><thead><tr>{head}<th>files</th></tr></thead>\n<tbody>{"".join(rows)}</tbody>'
-            f"</table></div>{_notes(facts)}"
-        )
+        table = f"<table><thead><tr>{head}<th>files</th></tr></thead>\n<tbody>{''.join(rows)}</tbody></table>"
+        return f'{told}<div class="scroll">{table}</div>{_notes(facts)}'
 
 
 def _row(point: Point, columns: Sequence[Column], facts: RunFacts, style: str = "") -> str:
@@ -42,7 +45,7 @@ def _row(point: Point, columns: Sequence[Column], facts: RunFacts, style: str = 
 
 def _notes(facts: RunFacts) -> str:
     """What the search has to say of single models, for example that a choice brought size but no speed."""
-    names = {point.number: point.name for point in facts.front}
+    names = {point.number: point.name for point in facts.near_misses or facts.front}
     items = "".join(
         f"<li>{escape(names[record.number])}: {escape(note)}</li>\n"
         for record in facts.complete
