@@ -165,7 +165,7 @@ def resume(
     accept_changes: bool = False,
     observer: Observer | None = None,
 ) -> Run:
-    """Go on with a search that was stopped, killed, or has a larger budget now.
+    """Go on with a search that was stopped, killed, or has a larger budget now; one that is complete stays as it is.
 
     Args:
         path: Its run directory.
@@ -202,6 +202,8 @@ def resume(
         with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
             description = _describe(pool, source, config.space, interrupts, observer)
             _require_same(config, description, path, accept_changes=accept_changes)
+            if budget is None and trials is None and beat is not None and beat.status == "complete":
+                return Run(directory.path)
             session = _Session(
                 directory=directory,
                 pool=pool,

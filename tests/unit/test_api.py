@@ -82,6 +82,13 @@ def test_a_finished_search_goes_on_with_more_trials(tmp_path: Path) -> None:
     assert planned(whole) == planned(resumed), "as if it had not stopped in between"
 
 
+def test_resuming_what_is_complete_changes_nothing(run: Run) -> None:
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    resumed = autocompress.resume(run.path, task=task, executor="inline")
+    assert (resumed.path, resumed.status) == (run.path, "complete")
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
 def test_resuming_refuses_another_task_and_says_what_differs(run: Run) -> None:
     images, classes = task.train
     changed = replace(task, model=Net(), train=(images[:500], classes[:500]))
