@@ -143,7 +143,7 @@ def policy_plans(
 ) -> tuple[tuple[dict[str, Scalar], Plan], ...]:
     """The answers and plans of the space's uniform policies, each plan once and none that changes nothing.
 
-    The first policy is also tried on some of the task's own students, after the others.
+    The first policy, if there is one, is also tried on some of the task's own students, after the others.
 
     Args:
         space: Where the policies are.
@@ -152,7 +152,7 @@ def policy_plans(
     """
     found: dict[str, tuple[dict[str, Scalar], Plan]] = {}
     first = space.policies[0] if space.policies else {}
-    own = tuple({**first, "architecture": name} for name in students) if space.students else ()
+    own = tuple({**first, "architecture": name} for name in students) if space.students and first else ()
     for policy in (*space.policies, *own):
         answers: dict[str, Scalar] = {}
         candidate = plan(record_answers(policy_suggest(policy), answers))

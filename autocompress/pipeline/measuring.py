@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
+from autocompress.data import head
 from autocompress.formats import onnx_runtime
 from autocompress.measurement import Measurement
+from autocompress.pipeline.models import finish, lower, settle
 from autocompress.pipeline.workbench import Workbench
+from autocompress.plan import Plan
 from autocompress.profile import Protocol
 from autocompress.record import Record, SplitScore
 from autocompress.screen import Screen
+
+if TYPE_CHECKING:
+    from torch import nn
 
 QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
 """How untrained models are measured: enough to tell 5 % apart."""
@@ -20,6 +29,31 @@ QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
 
 def measure(bench: Workbench, artifacts: Sequence[Artifact], protocol: Protocol | None) -> tuple[Measurement, ...]:
     return bench.device.measure(artifacts, bench.reference, examples=bench.task.examples, protocol=protocol)
+
+
+@contextmanager
+def measured_untrained(
+    bench: Workbench, model: nn.Module, plan: Plan, seed: int, *, ranges_from: int
+) -> Iterator[tuple[Path, Measurement]]:
+    """The file of a model as it is now, and its speed, measured quickly; the file is removed in the end.
+
+    Args:
+        bench: Task, machine and run directory.
+        model: Built by the plan; it is used up.
+        plan: What is lowered.
+        seed: Of what is drawn on the way.
+        ranges_from: Calibration samples that ranges of activations are taken from.
+    """
+    few = head(bench.context.calibration, ranges_from)
+    model = finish(settle(bench, model, plan, seed), plan)
+    _, graph = lower(model, plan, replace(bench.context, calibration=few, seed=seed))
+    # the process too: one may look at a change that another tries as a plan
+    path = bench.directory / "artifacts" / f"{plan.digest}.untrained-{os.getpid()}.onnx"
+    onnx_runtime.save(graph, path)
+    try:
+        yield path, measure(bench, [Artifact.of(path)], QUICK)[0]
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def values_of(measurement: Measurement, path: Path, screen: Screen | None) -> dict[str, float]:

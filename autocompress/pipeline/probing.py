@@ -8,12 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from autocompress.artifact import Artifact
-from autocompress.data import head
 from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError
 from autocompress.formats import onnx_runtime, parity
-from autocompress.pipeline.measuring import QUICK, measure
-from autocompress.pipeline.models import build, finish, is_rebuilt, lower, settle
+from autocompress.pipeline.measuring import measured_untrained
+from autocompress.pipeline.models import build, is_rebuilt
 from autocompress.pipeline.workbench import PROBE_BATCHES, Workbench
 from autocompress.probe import Probe, Sensitivity
 
@@ -45,17 +43,9 @@ def _run(probe: Probe, bench: Workbench) -> Sensitivity:
     model = build(bench, plan, seed)
     if is_rebuilt(plan):
         recalibrate(model, bench.task, batches=PROBE_BATCHES)
-    model = finish(settle(bench, model, plan, seed), plan)
-    few = head(bench.context.calibration, RANGE_SAMPLES)
-    _, graph = lower(model, plan, replace(bench.context, calibration=few, seed=seed))
-    path = bench.directory / "artifacts" / f"{plan.digest}.probe.onnx"
-    onnx_runtime.save(graph, path)
-    try:
-        measurement = measure(bench, [Artifact.of(path)], QUICK)[0]
+    with measured_untrained(bench, model, plan, seed, ranges_from=RANGE_SAMPLES) as (path, measurement):
         found = bench.probe_outputs(onnx_runtime.predictor(path))
         values = {"latency_ratio": measurement.latency_ratio, "size_bytes": float(path.stat().st_size)}
-    finally:
-        path.unlink(missing_ok=True)
     classes = not np.issubdtype(bench.probe_samples.targets.dtype, np.floating)
     expected = bench.recalibrated_outputs if is_rebuilt(plan) else bench.original_outputs
     divergence = parity.divergence(expected, found, classes=classes) if np.isfinite(found).all() else math.inf

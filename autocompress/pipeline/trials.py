@@ -15,8 +15,8 @@ from autocompress.errors import AutocompressError, DeviceUnavailable, Measuremen
 from autocompress.formats import onnx_runtime, parity
 from autocompress.graph.inspect import used_layers
 from autocompress.measurement import Measurement
-from autocompress.pipeline.measuring import QUICK, measure, values_of
-from autocompress.pipeline.models import build, finish, lower, settle, steps_of
+from autocompress.pipeline.measuring import measure, measured_untrained, values_of
+from autocompress.pipeline.models import build, finish, lower, steps_of
 from autocompress.pipeline.recovering import begin, forget_weights, recover_and_settle
 from autocompress.pipeline.stopwatch import Stopwatch
 from autocompress.pipeline.workbench import Workbench
@@ -156,16 +156,9 @@ def is_screened(plan: Plan) -> bool:
 
 def _screen(bench: Workbench, model: nn.Module, plan: Plan, seed: int, screen: Screen) -> tuple[str, dict[str, float]]:
     """Measure the untrained model: its speed and size are those of the trained one."""
-    few = head(bench.context.calibration, SCREEN_SAMPLES)  # ranges change no speed
-    model = finish(settle(bench, copy.deepcopy(model), plan, seed), plan)
-    _, graph = lower(model, plan, replace(bench.context, calibration=few, seed=seed))
-    path = bench.directory / "artifacts" / f"{plan.digest}.screen.onnx"
-    onnx_runtime.save(graph, path)
-    try:
-        measurement = measure(bench, [Artifact.of(path)], QUICK)[0]
+    copied, few = copy.deepcopy(model), SCREEN_SAMPLES  # ranges change no speed
+    with measured_untrained(bench, copied, plan, seed, ranges_from=few) as (path, measurement):
         values = values_of(measurement, path, screen)
-    finally:
-        path.unlink(missing_ok=True)
     return screen.verdict(values), values
 
 

@@ -100,6 +100,8 @@ def test_policies_are_planned_once_each_and_students_after_them() -> None:
     plans = [plan for _, plan in policy_plans(twice, plan, ("own",))]
     assert [plan.architecture for plan in plans] == [ORIGINAL, "own"]
     assert all(plan.steps for plan in plans)
+    without = space(policies=())
+    assert policy_plans(without, planner(without, {ORIGINAL: VIEW, "own": NARROW}, PROFILE), ("own",)) == ()
 
 
 def test_a_policy_for_a_missing_architecture_is_left_out() -> None:
