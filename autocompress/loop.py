@@ -41,6 +41,9 @@ JOINING = 0.25
 GRACE_S = 10.0
 """Seconds by which confirming the front may go beyond the budget, where scoring takes longer than the trials said."""
 
+LOOKS_BETWEEN_EVENTS = 25
+"""Changes that are looked at until it is told how many, for those who see no live view."""
+
 PROBE_S = 5.0
 """Seconds that looking at a change may take, before one has been looked at."""
 
@@ -352,7 +355,8 @@ class SearchLoop:
         self._directory.append(entry)
         self._looked.append(entry)
         self._strategy.note(entry)
-        self._tell("")
+        count = len(self._looked)
+        self._tell(f"{count} single changes looked at" if count % LOOKS_BETWEEN_EVENTS == 0 else "")
 
     def _finished(self, future: Future[Record], trial: Trial) -> Record:
         """The record of a trial that ended, however it ended."""
