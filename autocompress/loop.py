@@ -408,6 +408,8 @@ class SearchLoop:
             names = ", ".join(str(trial.number) for trial in self._running.values()) or "none"
             self._directory.log(f"dropped running trials {names}: {why}")
             self._calls.kill()
+            for trial in self._running.values():
+                self._strategy.drop(trial.number)
             self._running.clear()
             self._looking.clear()
 

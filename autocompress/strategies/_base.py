@@ -80,6 +80,9 @@ class SearchStrategy(ABC):
     def tell(self, record: Record) -> None:
         """Learn from a finished trial, asked here or in an earlier process."""
 
+    def drop(self, number: int) -> None:  # noqa: B027
+        """Count on no record of a trial that was asked here: it was cancelled."""
+
     def parents(self) -> frozenset[str]:
         """Digests of finished plans whose weights later trials may start from; the weights of others are deleted."""
         return frozenset()

@@ -85,6 +85,10 @@ class OptunaStrategy(SearchStrategy):
                 running.set_constraint(key, value)
         self._study.tell(running, self._values(told), STATES[told.status])
 
+    def drop(self, number: int) -> None:
+        """Tell the study that a trial came to nothing."""
+        self._study.tell(self._running.pop(number), state=TrialState.FAIL)
+
     def _as_told(self, record: Record) -> Record:
         """The record, or of a screened one what the sampler can use: what was measured, with the worst score so far.
 

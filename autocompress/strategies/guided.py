@@ -169,6 +169,12 @@ class Guided(SearchStrategy):
         if record.status == "complete":
             self._learn(name, point, record)
 
+    def drop(self, number: int) -> None:
+        """Expect nothing of a trial any more."""
+        del self._at_work[number]
+        self._kinds_at_work.pop(number, None)
+        self._study.drop(number)
+
     def note(self, entry: Sensitivity) -> None:
         """Learn from a change that was looked at."""
         self._elapsed_s = max(self._elapsed_s, entry.ended_s)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from autocompress.graph.view import ChannelGroup, Layer, LayerView
 from autocompress.landscapes import landscape
@@ -169,6 +174,25 @@ def test_a_damaged_journal_is_written_anew(kind: type[SearchStrategy], tmp_path:
     journal = tmp_path / "study.journal"
     journal.write_bytes(journal.read_bytes()[:-37])
     assert next_trial(begun(kind, problem(tmp_path), tuple(records))) is not None
+
+
+def test_a_trial_that_was_cancelled_is_counted_on_no_more(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    """What comes after it is new, and the study shows nothing as running."""
+    strategy = begun(kind, problem(tmp_path))
+    go(strategy, 3)
+    dropped = [next_trial(strategy) for _ in range(2)]
+    for trial in dropped:
+        assert trial is not None
+        strategy.drop(trial.number)
+    later = go(strategy, 6)
+    digests = {trial.plan.digest for trial in dropped if trial}
+    assert len(later) == 6
+    assert not digests & {record.plan.digest for record in later}
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.journal")))
+    study = optuna.load_study(study_name=None, storage=storage)
+    states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+    assert states[TrialState.RUNNING] == 0
+    assert states[TrialState.FAIL] >= 2
 
 
 def count_of_int8(record: Record) -> int:

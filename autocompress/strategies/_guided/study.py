@@ -55,6 +55,10 @@ class StudyView:
         self._numbers[record.number] = len(self._numbers)
         self._study.add_trial(self._frozen(record.number, record.trial.proposal.source, policy or {}, state, values))
 
+    def drop(self, number: int) -> None:
+        """A trial that was begun here was cancelled."""
+        self._study.tell(self._numbers[number], state=TrialState.FAIL)
+
     def _frozen(
         self,
         number: int,
