@@ -42,17 +42,29 @@ def _line(name: str, cells: Sequence[str]) -> str:
 
 def _chips(plan: Plan, layer: str) -> str:
     return "".join(
-        _chip(f"{step.method}, {parameter}", value)
+        _chip(step.method, parameter, value)
         for step in plan.steps
         for parameter, value in step.settings.get(layer, {}).items()
     )
 
 
-def _chip(title: str, value: Scalar) -> str:
+def _chip(method: str, parameter: str, value: Scalar) -> str:
     is_share = isinstance(value, float) and 0 <= value <= 1
     style = f' share" style="--share:{value}' if is_share else ""
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return f'<span class="chip{style}" title="{escape(title)}">{escape(text)}</span>'
+    title = escape(f"{method}, {parameter}")
+    return f'<span class="chip{style}" title="{title}">{escape(_words(parameter, value))}</span>'
+
+
+def _words(parameter: str, value: Scalar) -> str:
+    """A choice in a few characters.
+
+    >>> _words("pruning_ratio", 0.5), _words("precision", "int8"), _words("bits", 4), _words("drop", True)
+    ('pruning 0.5', 'int8', 'bits 4', 'drop')
+    """
+    name = parameter.removesuffix("_ratio").replace("_", " ")
+    if value is True:
+        return name
+    return value if isinstance(value, str) else f"{name} {value:g}"
 
 
 def _legend(plans: Sequence[Plan]) -> str:
