@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.plan import Plan, Scalar
+from autocompress.plan import ARCHITECTURE, Plan, Scalar
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Landscape:
 
     def answers(self, point: Array) -> dict[str, Scalar]:
         """The answers to knobs that give a point; knobs that are not named have their neutral answer."""
-        given: dict[str, Scalar] = {"architecture": self.architecture}
+        given: dict[str, Scalar] = {ARCHITECTURE: self.architecture}
         for site, option in zip(self.sites, point, strict=True):
             given |= site.options[int(option)]
         return given

@@ -9,7 +9,7 @@ from itertools import product
 from autocompress.graph.view import Layer, LayerView
 from autocompress.landscape import Effect, Landscape, Site
 from autocompress.methods import METHODS
-from autocompress.plan import Scalar, Settings, Stage
+from autocompress.plan import ARCHITECTURE, Scalar, Settings, Stage
 from autocompress.planner import Planner
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, Knob, SearchSpace, neutral
@@ -61,7 +61,7 @@ def landscape(space: SearchSpace, plan: Planner, view: LayerView, profile: Hardw
 def _sites(method: str, plan: Planner, architecture: str) -> list[tuple[str, list[Answers]]]:
     """Where a method may act, with every combination of answers to its knobs there."""
     prefix = f"{architecture}/{method}/"
-    base: Answers = {"architecture": architecture}
+    base: Answers = {ARCHITECTURE: architecture}
     options: dict[str, list[Answers]] = {}
     for name, knob in _asked(plan, base, prefix).items():
         options.setdefault(name.rpartition("/")[0], []).extend({name: value} for value in values(knob))
@@ -118,7 +118,7 @@ def _asked(plan: Planner, answers: Answers, prefix: str) -> dict[str, Knob]:
 
 def _settings(method: str, plan: Planner, architecture: str, option: Mapping[str, Scalar]) -> Settings | None:
     """What a method does under an option; None if the plan does not take it."""
-    given = {"architecture": architecture, **option}
+    given = {ARCHITECTURE: architecture, **option}
     steps = plan(lambda name, knob: given.get(name, neutral(knob))).steps
     return next((step.settings for step in steps if step.method == method), None)
 

@@ -21,6 +21,9 @@ Settings = Mapping[str, Mapping[str, Scalar]]
 ORIGINAL = "original"
 """The architecture of the user's own model."""
 
+ARCHITECTURE = "architecture"
+"""The knob, and the key of a policy, that chooses the architecture."""
+
 
 class Stage(IntEnum):
     """When a method acts; lower stages first.

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from autocompress.errors import InvalidInput, UnknownName
 from autocompress.graph.view import LayerView
 from autocompress.methods import METHODS, CompressionMethod
-from autocompress.plan import ORIGINAL, Plan, Scalar, Stage, Step
+from autocompress.plan import ARCHITECTURE, ORIGINAL, Plan, Scalar, Stage, Step
 from autocompress.profile import HardwareProfile
 from autocompress.space import Choice, SearchSpace, Suggest, policy_suggest, record_answers, scaled_name
 
@@ -25,7 +25,7 @@ def architectures(space: SearchSpace, students: Mapping[str, tuple[str, ...]]) -
     """
     widths, depths = (1.0, *space.widths), (1.0, *space.depths)
     scaled = [scaled_name(width, depth) for depth in depths for width in widths if (width, depth) != (1, 1)]
-    wanted = {policy.get("architecture") for policy in space.policies}
+    wanted = {policy.get(ARCHITECTURE) for policy in space.policies}
     offered = [
         variant
         for variants in (students.values() if space.students else ())
@@ -54,7 +54,7 @@ def planner(space: SearchSpace, models: Mapping[str, LayerView], profile: Hardwa
     names = tuple(models)
 
     def plan(suggest: Suggest) -> Plan:
-        chosen = suggest("architecture", Choice(names)) if len(names) > 1 else names[0]
+        chosen = suggest(ARCHITECTURE, Choice(names)) if len(names) > 1 else names[0]
         architecture = str(chosen)
         whole, below = models[architecture], _below(architecture, suggest)
         full = {layer.name: layer for layer in whole.layers}
@@ -95,7 +95,7 @@ def check_space(space: SearchSpace, offered: tuple[str, ...]) -> None:
     for policy in space.policies:
         for key, value in policy.items():
             name, _, parameter = key.partition("/")
-            if key != "architecture":
+            if key != ARCHITECTURE:
                 _check_values(methods[name], parameter, (value,), space)
                 _check_offered(name, parameter, value, space)
             elif value not in offered:
@@ -152,7 +152,7 @@ def policy_plans(
     """
     found: dict[str, tuple[dict[str, Scalar], Plan]] = {}
     first = space.policies[0] if space.policies else {}
-    own = tuple({**first, "architecture": name} for name in students) if space.students and first else ()
+    own = tuple({**first, ARCHITECTURE: name} for name in students) if space.students and first else ()
     for policy in (*space.policies, *own):
         answers: dict[str, Scalar] = {}
         candidate = plan(record_answers(policy_suggest(policy), answers))
@@ -171,7 +171,7 @@ def policies_left_out(space: SearchSpace, plan: Planner, offered: Container[str]
     """
     missing = {}
     for policy in space.policies:
-        if policy.get("architecture", ORIGINAL) not in offered:
+        if policy.get(ARCHITECTURE, ORIGINAL) not in offered:
             continue
         unmet = _unmet(policy, plan(policy_suggest(policy)))
         if unmet:
@@ -185,7 +185,7 @@ def _unmet(policy: Mapping[str, Scalar], candidate: Plan) -> str:
     Numbers are met by the nearest that a layer offers, words and truth values by themselves alone.
     """
     for key, value in policy.items():
-        if key == "architecture":
+        if key == ARCHITECTURE:
             met = candidate.architecture == value
         else:
             method, _, parameter = key.partition("/")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict
 
 from autocompress.errors import InvalidInput
-from autocompress.plan import ORIGINAL, Kept, Penalty, Recovery, Scalar
+from autocompress.plan import ARCHITECTURE, ORIGINAL, Kept, Penalty, Recovery, Scalar
 from autocompress.resources import find_yaml
 from autocompress.serialization import digest, from_data, read_yaml
 
@@ -194,7 +194,7 @@ class SearchSpace:
                 self._check_policy_key(key)
 
     def _check_policy_key(self, key: str) -> None:
-        if key == "architecture":
+        if key == ARCHITECTURE:
             return
         method, _, parameter = key.partition("/")
         if method not in self.methods:
@@ -268,8 +268,8 @@ def policy_suggest(policy: Mapping[str, Scalar]) -> Suggest:
     """
 
     def suggest(name: str, knob: Knob) -> Scalar:
-        if name == "architecture":
-            wanted: Scalar | None = policy.get("architecture", ORIGINAL)
+        if name == ARCHITECTURE:
+            wanted: Scalar | None = policy.get(ARCHITECTURE, ORIGINAL)
         else:
             _, method, *_, parameter = name.split("/")
             wanted = policy.get(f"{method}/{parameter}")

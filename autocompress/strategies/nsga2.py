@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from autocompress.strategies._base import STRATEGIES
+from autocompress.strategies._mating import Mating, asked_knobs
 from autocompress.strategies._optuna import OptunaStrategy
 
 POPULATION = 20
@@ -14,7 +18,7 @@ POPULATION = 20
 
 @STRATEGIES.register
 class NSGA2(OptunaStrategy):
-    """Optuna's NSGA-II with a population small enough for budgets of a hundred trials.
+    """Optuna's NSGA-II, with a population for budgets of a hundred trials and parents that share an architecture.
 
     References:
         Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002.
@@ -25,4 +29,9 @@ class NSGA2(OptunaStrategy):
 
     def make_sampler(self, seed: int) -> BaseSampler:
         """An NSGA-II sampler; its generations are kept in the study."""
-        return NSGAIISampler(seed=seed, population_size=POPULATION)
+        return _Sampler(seed=seed, population_size=POPULATION, child_generation_strategy=Mating(seed))
+
+
+class _Sampler(NSGAIISampler):
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return asked_knobs(study)

@@ -202,15 +202,17 @@ def count_of_int8(record: Record) -> int:
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"random"}))
+@pytest.mark.parametrize("widths", [(), (0.75, 0.5)], ids=["one architecture", "three architectures"])
 @pytest.mark.parametrize("screened", [False, True], ids=["all trained", "most screened"])
-def test_strategies_learn_from_results(name: str, screened: bool, tmp_path: Path) -> None:
+def test_strategies_learn_from_results(name: str, screened: bool, widths: tuple[float, ...], tmp_path: Path) -> None:
     """Where quantizing a layer is all gain, later plans quantize more layers than chance does.
 
-    Also where three plans of four are measured alone: those with fewer quantized layers than the best quarter has.
+    Also where three plans of four are measured alone, those with fewer quantized layers than the best quarter has, and
+    where trials of other architectures have other knobs.
     """
 
     def later(kind: type[SearchStrategy]) -> float:
-        strategy = begun(kind, problem(tmp_path / kind.name, layers=12, policies=0, widths=()))
+        strategy = begun(kind, problem(tmp_path / kind.name, layers=12, policies=0, widths=widths))
         records = []
         for _ in range(80):
             trial = next_trial(strategy)

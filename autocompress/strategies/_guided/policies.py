@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from autocompress.data import Array
 from autocompress.landscape import Landscape
+from autocompress.plan import ARCHITECTURE
 
 Policy = Mapping[str, float | str]
 """`architecture`, and for each method how much of what it could save is saved, in [0, 1]."""
@@ -51,7 +52,7 @@ class PolicySpace:
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """What a policy consists of."""
-        found: dict[str, BaseDistribution] = {"architecture": CategoricalDistribution(tuple(self._landscapes))}
+        found: dict[str, BaseDistribution] = {ARCHITECTURE: CategoricalDistribution(tuple(self._landscapes))}
         return found | {method: FloatDistribution(0.0, 1.0) for method in self._names}
 
     def encode(self, architecture: str, point: Array) -> Policy:
@@ -62,11 +63,11 @@ class PolicySpace:
         for method, changes in self._changes[architecture].items():
             if most[method] > 0:
                 amounts[method] = min(1.0, float(own[changes].sum()) / most[method])
-        return {"architecture": architecture, **amounts}
+        return {ARCHITECTURE: architecture, **amounts}
 
     def decode(self, policy: Policy) -> tuple[str, Array]:
         """Architecture and point of a policy: of each method the changes that hurt least for what they save."""
-        architecture = str(policy["architecture"])
+        architecture = str(policy[ARCHITECTURE])
         landscape, saved = self._landscapes[architecture], self._savings[architecture]
         point = landscape.neutral()
         most = self._most[architecture]

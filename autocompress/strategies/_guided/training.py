@@ -9,7 +9,7 @@ import numpy as np
 
 from autocompress.data import Array
 from autocompress.landscape import Landscape
-from autocompress.plan import ORIGINAL, split_epochs
+from autocompress.plan import ARCHITECTURE, ORIGINAL, split_epochs
 from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.gain import exclusive_volumes
 from autocompress.strategies._guided.plans import PlanOf
@@ -199,7 +199,7 @@ class Training:
 def _full_epochs(landscape: Landscape, plan_of: PlanOf) -> int:
     """Epochs of a model that is trained in full."""
     if landscape.architecture != ORIGINAL:
-        return plan_of({"architecture": landscape.architecture}).recovery.epochs
+        return plan_of({ARCHITECTURE: landscape.architecture}).recovery.epochs
     for (site, option), needs in zip(landscape.changes, landscape.recovers, strict=True):
         if needs:
             return plan_of(landscape.sites[site].options[option]).recovery.epochs

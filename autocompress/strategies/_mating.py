@@ -1,0 +1,54 @@
+"""How genetic samplers make a child where trials of different architectures are asked different knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from autocompress.plan import ARCHITECTURE
+
+MUTATIONS = 1.0
+"""Knobs of a child that are drawn anew, on average."""
+
+
+def asked_knobs(study: Study) -> dict[str, BaseDistribution]:
+    """Every knob that some complete trial was asked and that offers more than one answer.
+
+    Optuna's genetic samplers see those alone that all trials share: where architectures differ, nothing else.
+    """
+    found: dict[str, BaseDistribution] = {}
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        found |= trial.distributions
+    return {name: distribution for name, distribution in found.items() if not distribution.single()}
+
+
+class Mating:
+    """A child of two parents with the same architecture, by uniform crossover of all their knobs and some mutations.
+
+    Args:
+        seed: Of what is drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(
+        self, study: Study, search_space: dict[str, BaseDistribution], parents: Sequence[FrozenTrial]
+    ) -> dict[str, Any]:
+        """Answers of the child; what is left out is drawn evenly."""
+        ordered = sorted(parents, key=lambda one: one.number)
+        first = ordered[int(self._rng.integers(len(ordered)))]
+        mates = [one for one in ordered if one.params.get(ARCHITECTURE) == first.params.get(ARCHITECTURE)]
+        second = mates[int(self._rng.integers(len(mates)))]
+        known = sorted(name for name in first.params if name in search_space)
+        child = {}
+        for name in known:
+            giver = second if self._rng.random() < 0.5 and name in second.params else first
+            if self._rng.random() >= MUTATIONS / len(known):
+                child[name] = giver.params[name]
+        return child
