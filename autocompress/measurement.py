@@ -30,17 +30,21 @@ class Measurement:
     """What a device measured of one model, beside a reference model measured in the same minutes.
 
     Args:
-        latency_ms: Median time of one inference: thread-CPU time for one thread, wall time for several.
+        latency_ms: Median time of one inference: thread-CPU time for one thread of the processor itself, wall time for
+            several threads and for accelerators.
         latency_ratio: Median over the reference's median, both from this measurement.
         latency_ratio_interval: 95 % interval of that ratio, from resampled blocks.
-        wall_p50_ms, wall_p95_ms: Percentiles of the wall time.
-        contention: Wall time over CPU time; above about 1.1 other work held the processor.
+        wall_p50_ms, wall_p95_ms, wall_p99_ms: Percentiles of the wall time; 0 for the last in records that are older
+            than it.
+        contention: Wall time over CPU time; above about 1.1 other work held the processor, or an accelerator worked.
         peak_memory_bytes: Growth of the process from before the session to the peak of its first runs; 0 if the
             platform does not tell.
         integer_nodes: Nodes that ran on integer kernels in the graph that the runtime optimized.
         nodes: All nodes of that graph.
         machine: Processor and runtime version.
         protocol: How it was taken.
+        session_ms: Wall time that the runtime took to load the model, optimize its graph and be ready for the first
+            inference; 0 where it is worked out, and in records that are older than it.
         samples, reference_samples: The times behind the numbers, whole blocks, thinned where there are many.
     """
 
@@ -58,6 +62,8 @@ class Measurement:
     protocol: Protocol = field(default_factory=Protocol)
     samples: Samples | None = None
     reference_samples: Samples | None = None
+    wall_p99_ms: float = 0.0
+    session_ms: float = 0.0
 
 
 def ratio_interval(

@@ -52,7 +52,9 @@ def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
     lines = {
         "latency": format_ms(result.latency_ms),
         "ratio to the reference": f"{result.latency_ratio:.3f} ({format_interval(result.latency_ratio_interval)})",
-        "wall time": f"{format_ms(result.wall_p50_ms)} (p50), {format_ms(result.wall_p95_ms)} (p95)",
+        "wall time": f"{format_ms(result.wall_p50_ms)} (p50), {format_ms(result.wall_p95_ms)} (p95), "
+        f"{format_ms(result.wall_p99_ms)} (p99)",
+        "loading": format_ms(result.session_ms),
         "wall time over CPU time": f"{result.contention:.2f}",
         "size": format_bytes(size_bytes),
         "peak memory": format_bytes(result.peak_memory_bytes),

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict
@@ -22,6 +22,7 @@ from autocompress.devices._footprint import Footprint, footprint
 from autocompress.devices._session import (
     Feed,
     Request,
+    counted_clock,
     end_with_parent,
     make_feed,
     open_session,
@@ -54,6 +55,7 @@ class Answer:
 
     Args:
         times: One for each model of the request, in order; empty after an error.
+        session_ms: Wall time that each of these took to be loaded; empty after an error.
         footprints: One for each model that was to be weighed, in order; empty after an error.
         runtime: Name and version of the runtime.
         error: Name of the error's class in `autocompress.errors`, or empty.
@@ -62,6 +64,7 @@ class Answer:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     times: tuple[Samples, ...] = ()
+    session_ms: tuple[float, ...] = ()
     footprints: tuple[Footprint, ...] = ()
     runtime: str = ""
     error: str = ""
@@ -70,12 +73,21 @@ class Answer:
 
 @dataclass
 class Subject:
-    """A model being timed; times in nanoseconds, one list a block."""
+    """A model being timed.
+
+    Args:
+        clock: The clock whose times count.
+        session_ms: What loading it took.
+        cpu, wall: Nanoseconds of its inferences, one list a block.
+        medians: Nanoseconds of the median inference of each block, by the clock that counts.
+        spent_s: Seconds of all its inferences, by that clock.
+    """
 
     path: str
     session: onnxruntime.InferenceSession
     feed: Feed
-    threads: int
+    clock: Literal["cpu_ms", "wall_ms"]
+    session_ms: float
     cpu: list[list[int]] = field(default_factory=list)
     wall: list[list[int]] = field(default_factory=list)
     medians: list[float] = field(default_factory=list)
@@ -93,7 +105,7 @@ class Subject:
                 wall.append(wall_end - wall_start)
         self.cpu.append(cpu)
         self.wall.append(wall)
-        counted = cpu if self.threads == 1 else wall  # CPU time tells of one thread only
+        counted = cpu if self.clock == "cpu_ms" else wall
         self.medians.append(float(np.median(counted)))
         self.spent_s += sum(counted) / 1e9
 
@@ -172,15 +184,19 @@ def measure(request: Request) -> Answer:
         DeviceUnavailable: If the runtime lacks the provider.
     """
     footprints = tuple(footprint(path, request) for path in request.weighed)  # first: it must see no runtime here
+    runtime = _runtime()  # loads it, so that no model is charged for that
     subjects = [_open(path, request) for path in request.models]
     time_models(subjects, request.protocol)
     times = tuple(Samples(_in_record(subject.cpu), _in_record(subject.wall)) for subject in subjects)
-    return Answer(times, footprints, _runtime())
+    return Answer(times, tuple(subject.session_ms for subject in subjects), footprints, runtime)
 
 
 def _open(path: str, request: Request) -> Subject:
+    started = time.perf_counter()
     session = open_session(path, request)
-    return Subject(path, session, make_feed(session, read_examples(request.examples), path), request.threads)
+    session_ms = float(f"{1000 * (time.perf_counter() - started):.5g}")
+    feed = make_feed(session, read_examples(request.examples), path)
+    return Subject(path, session, feed, counted_clock(request.provider, request.threads), session_ms)
 
 
 def _runtime() -> str:

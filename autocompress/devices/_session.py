@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict
@@ -65,6 +65,21 @@ class Request:
     provider: str
     threads: int
     protocol: Protocol
+
+
+HOST = "CPUExecutionProvider"
+"""The provider whose work the calling thread does itself, as long as it has one thread."""
+
+
+def counted_clock(provider: str, threads: int) -> Literal["cpu_ms", "wall_ms"]:
+    """The clock that tells of all the work of an inference.
+
+    The CPU time of the calling thread does, if no other thread and no accelerator works for it.
+
+    >>> counted_clock("CPUExecutionProvider", 1), counted_clock("CUDAExecutionProvider", 1)
+    ('cpu_ms', 'wall_ms')
+    """
+    return "cpu_ms" if threads == 1 and provider == HOST else "wall_ms"
 
 
 def open_session(path: str, request: Request, *, profile_to: str = "") -> onnxruntime.InferenceSession:

@@ -166,6 +166,8 @@ def _measurement(workload: _Workload, reference: _Workload, protocol: Protocol) 
         protocol=protocol,
         samples=_samples(latency_ms),
         reference_samples=_samples(reference.latency_ms),
+        wall_p99_ms=latency_ms,
+        session_ms=0.0,
     )
 
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -21,7 +21,7 @@ from autocompress.data import Array
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._footprint import Footprint
 from autocompress.devices._measuring import Answer
-from autocompress.devices._session import Request, shortened
+from autocompress.devices._session import Request, counted_clock, shortened
 from autocompress.devices.detection import processor_name
 from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.measurement import Measurement, Samples, ratio_interval
@@ -63,6 +63,7 @@ class LocalDevice(Device):
         with self._lease():
             answer = self._ask(tuple(timed.values()), tuple(weighed.values()), examples, chosen)
         times = dict(zip(timed, answer.times, strict=True))
+        session_ms = dict(zip(timed, answer.session_ms, strict=True))
         footprints = dict(zip(weighed, answer.footprints, strict=True))
         machine = f"{processor_name()}, {answer.runtime}"
         return tuple(
@@ -70,7 +71,8 @@ class LocalDevice(Device):
                 times[artifact.sha256],
                 times[reference.sha256],
                 footprints[artifact.sha256],
-                threads=self.profile.threads,
+                clock=counted_clock(self.profile.provider, self.profile.threads),
+                session_ms=session_ms[artifact.sha256],
                 protocol=chosen,
                 machine=machine,
             )
@@ -160,14 +162,20 @@ def _environment() -> dict[str, str]:
 
 
 def _measurement(
-    samples: Samples, reference: Samples, footprint: Footprint, *, threads: int, protocol: Protocol, machine: str
+    samples: Samples,
+    reference: Samples,
+    footprint: Footprint,
+    *,
+    clock: Literal["cpu_ms", "wall_ms"],
+    session_ms: float,
+    protocol: Protocol,
+    machine: str,
 ) -> Measurement:
     """What the samples say; anyone can work it out again from the record."""
-    kind = "cpu_ms" if threads == 1 else "wall_ms"
-    times, reference_times = getattr(samples, kind), getattr(reference, kind)
+    times, reference_times = getattr(samples, clock), getattr(reference, clock)
     ratio, interval = ratio_interval(times, reference_times)
     cpu, wall = np.concatenate(samples.cpu_ms), np.concatenate(samples.wall_ms)
-    p50, p95 = np.percentile(wall, (50, 95))
+    p50, p95, p99 = np.percentile(wall, (50, 95, 99))
     return Measurement(
         latency_ms=float(np.median(np.concatenate(times))),
         latency_ratio=ratio,
@@ -182,4 +190,6 @@ def _measurement(
         protocol=protocol,
         samples=samples,
         reference_samples=reference,
+        wall_p99_ms=float(p99),
+        session_ms=session_ms,
     )

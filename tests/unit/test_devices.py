@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from filelock import FileLock
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -20,10 +21,11 @@ import autocompress.devices
 from autocompress.artifact import Artifact
 from autocompress.devices import open_device
 from autocompress.devices._measuring import BLOCKS_KEPT, SAMPLES_KEPT, spaced
+from autocompress.devices._session import counted_clock
 from autocompress.devices.fake import count_macs
 from autocompress.devices.local import LocalDevice, lease_path
 from autocompress.errors import DeviceUnavailable, MeasurementError, UnknownName
-from autocompress.profile import HardwareProfile, Protocol
+from autocompress.profile import HardwareProfile, Protocol, load_profile
 
 ROOT = Path(autocompress.devices.__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -96,8 +98,34 @@ def test_an_operator_that_the_runtime_lacks_is_named(tmp_path: Path) -> None:
 
 def test_a_provider_that_is_not_installed_is_not_replaced_silently(tmp_path: Path) -> None:
     profile = HardwareProfile(name="test", provider="NoSuchExecutionProvider")
-    with pytest.raises(DeviceUnavailable, match="NoSuchExecutionProvider"):
+    with pytest.raises(DeviceUnavailable, match=r"no NoSuchExecutionProvider here; it has .*CPUExecutionProvider"):
         LocalDevice(profile).measure([], conv(tmp_path / "fp32.onnx"), examples=EXAMPLES)
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "openvino"])
+def test_a_shipped_profile_whose_provider_is_absent_is_refused_with_those_that_are_there(
+    name: str, tmp_path: Path
+) -> None:
+    profile, available = load_profile(name), onnxruntime.get_available_providers()
+    if profile.provider in available:
+        pytest.skip(f"{profile.provider} is installed here")
+    with pytest.raises(DeviceUnavailable, match=f"no {profile.provider} here; it has {', '.join(available)}"):
+        LocalDevice(profile).measure([], conv(tmp_path / "fp32.onnx"), examples=EXAMPLES)
+
+
+def test_the_time_of_the_calling_thread_counts_only_where_it_does_all_the_work() -> None:
+    assert counted_clock("CPUExecutionProvider", 1) == "cpu_ms"
+    assert counted_clock("CPUExecutionProvider", 2) == "wall_ms"
+    assert counted_clock("OpenVINOExecutionProvider", 1) == "wall_ms"
+
+
+def test_loading_and_the_slowest_inferences_are_in_the_measurement(tmp_path: Path) -> None:
+    model = conv(tmp_path / "fp32.onnx")
+    (local,) = LocalDevice(LOCAL).measure([model], model, examples=EXAMPLES)
+    assert local.session_ms > 0
+    assert local.wall_p50_ms <= local.wall_p95_ms <= local.wall_p99_ms
+    (fake,) = open_device(FAKE).measure([model], model, examples=EXAMPLES)
+    assert (fake.session_ms, fake.wall_p99_ms) == (0.0, fake.wall_p50_ms)
 
 
 def test_examples_are_cast_to_the_precision_of_the_model_but_not_to_another_kind(tmp_path: Path) -> None:
@@ -143,7 +171,7 @@ from pathlib import Path
 import numpy as np
 from autocompress.artifact import Artifact
 from autocompress.devices.local import LocalDevice
-from autocompress.profile import HardwareProfile, Protocol
+from autocompress.profile import HardwareProfile, Protocol, load_profile
 model, protocol = Artifact.of(Path(sys.argv[1])), Protocol(min_cpu_s=60, max_cpu_s=60)
 LocalDevice(HardwareProfile(name="test")).measure([], model, examples=(np.ones((1, 16, 8, 8), "f"),), protocol=protocol)
 """

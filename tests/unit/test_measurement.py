@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +50,13 @@ def test_a_measurement_survives_json() -> None:
     samples = Samples(((1.0, 1.25), (1.5,)), ((1.1, 1.3), (1.6,)))
     measurement = Measurement(1.25, 0.5, (0.4, 0.6), 1.3, 1.6, 1.07, 4096, 2, 7, "machine", Protocol(), samples)
     assert from_json(Measurement, to_json(measurement)) == measurement
+
+
+def test_a_record_from_before_loading_was_timed_is_read() -> None:
+    measurement = Measurement(1.25, 0.5, (0.4, 0.6), 1.3, 1.6, 1.07, 4096, 2, 7, "machine")
+    data = json.loads(to_json(measurement))
+    del data["wall_p99_ms"], data["session_ms"]
+    assert from_data(Measurement, data) == measurement
 
 
 @pytest.mark.parametrize("wrong", [{"warmup_runs": 0}, {"interval": 0.0}, {"min_cpu_s": 2.0, "max_cpu_s": 1.0}])
