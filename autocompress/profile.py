@@ -14,6 +14,13 @@ from autocompress.resources import find_yaml
 from autocompress.serialization import from_data, read_yaml
 
 
+KernelKind = Literal["conv", "depthwise", "linear", "attention"]
+FastPrecision = Literal["int8", "dynamic_int8", "nbits"]
+
+GENERAL: Mapping[KernelKind, KernelKind] = {"depthwise": "conv", "attention": "linear"}
+"""Kernels that a profile need not tell apart to those that stand for them then."""
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How a latency is taken.
@@ -50,9 +57,10 @@ class HardwareProfile:
         provider: Execution provider of ONNX Runtime.
         threads: Threads of one inference.
         channel_multiple: Channel counts that are not a multiple of this waste work.
-        kernels: Layer kind (`conv`, `linear`) to the precisions that run faster than fp32 there, among `int8`
-            (static, u8 activations and s8 weights), `dynamic_int8` and `nbits` (blocks of 8, 4 or 2 bits, for products
-            of a single row).
+        kernels: Kind of layer to the precisions that run faster than fp32 there, among `int8` (static, u8 activations
+            and s8 weights), `dynamic_int8` and `nbits` (blocks of 8, 4 or 2 bits, for products of a single row). The
+            kinds are `conv`, `linear`, and, where they differ from these two, `depthwise` (convolutions) and
+            `attention`.
         reduce_range: True to quantize weights to 7 bits, where the u8×s8 product saturates in 16 bits (x86 without
             VNNI).
         memory_bytes: Memory of the machine, 0 if unknown.
@@ -67,9 +75,7 @@ class HardwareProfile:
     provider: str = "CPUExecutionProvider"
     threads: int = 1
     channel_multiple: int = 8
-    kernels: Mapping[Literal["conv", "linear"], tuple[Literal["int8", "dynamic_int8", "nbits"], ...]] = field(
-        default_factory=dict
-    )
+    kernels: Mapping[KernelKind, tuple[FastPrecision, ...]] = field(default_factory=dict)
     reduce_range: bool = False
     memory_bytes: int = 0
     cpu: str = ""
@@ -81,6 +87,15 @@ class HardwareProfile:
                 f"hardware profile {self.name!r}: threads {self.threads} and channel_multiple {self.channel_multiple}: "
                 "expected whole numbers from 1 up"
             )
+
+    def fast(self, kind: KernelKind) -> tuple[FastPrecision, ...]:
+        """The precisions that are faster than fp32 for a kind of layer; those of the general kind if it is not named.
+
+        >>> profile = HardwareProfile("machine", kernels={"conv": ("int8",)})
+        >>> profile.fast("depthwise"), profile.fast("linear")
+        (('int8',), ())
+        """
+        return self.kernels.get(kind, self.kernels.get(GENERAL.get(kind, kind), ()))
 
 
 def load_profile(name: str) -> HardwareProfile:

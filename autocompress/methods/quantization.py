@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from autocompress.methods._integer_weights import (
 )
 from autocompress.methods._qdq import Static, quantize_static, take_ranges
 from autocompress.plan import Scalar, Settings, Stage
-from autocompress.profile import HardwareProfile
+from autocompress.profile import HardwareProfile, KernelKind
 from autocompress.space import Choice, MethodSpace, Suggest
 
 if TYPE_CHECKING:
@@ -45,9 +45,6 @@ PRECISIONS: Mapping[str, tuple[str, ...]] = {
     "embedding": (HALF, WEIGHT_ONLY),
 }
 """Layer kind to what layers of it can have instead of float; transposed convolutions have no integer kernel."""
-
-KERNELS: Mapping[str, Literal["conv", "linear"]] = {"conv": "conv", "linear": "linear", "attention": "linear"}
-"""Layer kind to the kernels it runs on."""
 
 FOLDED = (HALF, WEIGHT_ONLY)
 """Precisions whose weights become floats when the model is loaded: as fast as float, only smaller."""
@@ -320,9 +317,16 @@ def _precisions(layer: Layer) -> tuple[str, ...]:
 
 def _worthwhile(layer: Layer, profile: HardwareProfile) -> tuple[str, ...]:
     """The precisions of a layer that are faster than float on a machine, or as fast and smaller."""
-    kernel = KERNELS.get(layer.kind)
-    fast = FOLDED + (tuple(profile.kernels.get(kernel, ())) if kernel else ())
+    kernel = _kernel(layer)
+    fast = FOLDED + (profile.fast(kernel) if kernel else ())
     return tuple(precision for precision in _precisions(layer) if precision in fast and _gains(layer, precision))
+
+
+def _kernel(layer: Layer) -> KernelKind | None:
+    """The kernels that a layer runs on; None for layers that have none on integers."""
+    if layer.kind == "conv":
+        return "depthwise" if layer.groups > 1 and layer.shape[1] == 1 else "conv"
+    return layer.kind if layer.kind in ("linear", "attention") else None
 
 
 def _gains(layer: Layer, precision: str) -> bool:

@@ -427,6 +427,27 @@ def test_what_is_faster_or_smaller_on_the_machine_is_offered() -> None:
     assert offered({}, MethodSpace({"precision": ("fp32", "int8")})) == {}
 
 
+def test_depthwise_convolutions_and_attention_may_have_kernels_of_their_own() -> None:
+    layers = (Layer("deep", "conv", 8, 64, (8, 1, 3, 3), groups=8), Layer("attention", "attention", 64, 64))
+    general = {"conv": ("int8",), "linear": ("int8", "dynamic_int8")}
+    own = {"depthwise": (), "attention": ("dynamic_int8",)}
+    for kernels, deep, attention in (
+        (general, ("int8",), ("int8", "dynamic_int8")),
+        (general | own, (), ("dynamic_int8",)),
+    ):
+        asked: dict[str, Knob] = {}
+        profile = HardwareProfile("machine", kernels=kernels)  # type: ignore[arg-type]
+        Quantization().propose(
+            LayerView("original", layers, ()),
+            lambda name, knob, asked=asked: asked.setdefault(name, knob) and "fp32",  # type: ignore[misc]
+            MethodSpace(),
+            profile,
+        )
+        offers = {name.split("/")[1]: knob for name, knob in asked.items()}
+        assert offers["deep"] == Choice(("fp32", "weight_only", *deep))
+        assert offers["attention"] == Choice(("fp32", "weight_only", *attention))
+
+
 def test_only_what_the_space_names_is_offered() -> None:
     space = MethodSpace({"precision": ("fp32", "int8")})
     assert offered({"linear": ("int8", "dynamic_int8")}, space)["linear"] == Choice(("fp32", "int8"))
