@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autocompress.api import apply, check, measure, resume, search
+    from autocompress.api import apply, check, measure, profile_device, resume, search
     from autocompress.checks import CheckItem, CheckReport
     from autocompress.errors import AutocompressError
     from autocompress.methods import METHODS, CompressionMethod
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "api": ("apply", "check", "measure", "resume", "search"),
+    "api": ("apply", "check", "measure", "profile_device", "resume", "search"),
     "checks": ("CheckItem", "CheckReport"),
     "errors": ("AutocompressError",),
     "methods": ("METHODS", "CompressionMethod"),
@@ -52,6 +52,7 @@ __all__ = [
     "apply",
     "check",
     "measure",
+    "profile_device",
     "resume",
     "search",
 ]

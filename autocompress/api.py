@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from autocompress import __version__
 from autocompress.checks import CheckItem, CheckReport, run_checks
 from autocompress.devices import open_device, resolve_profile
-from autocompress.devices.detection import memory_bytes
+from autocompress.devices.detection import LOCAL, detect_profile, memory_bytes
 from autocompress.duration import format_duration, parse_duration
 from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
 from autocompress.executors import EXECUTORS, TrialExecutor
@@ -42,6 +42,7 @@ from autocompress.task import Task, load_task
 from autocompress.task_source import TaskSource, sent
 
 if TYPE_CHECKING:
+    from autocompress.profiling.writing import ProfiledDevice
     from autocompress.worker import Assignment, Description, Survey
 
 T = TypeVar("T")
@@ -321,6 +322,57 @@ def measure(
     artifact = Artifact.of(Path(model))
     other = Artifact.of(Path(reference)) if reference is not None else artifact
     return open_device(profile).measure([artifact], other, examples=random_inputs(Path(model)))[0]
+
+
+def profile_device(
+    hardware: str | HardwareProfile = "local",
+    *,
+    output: str | Path,
+    threads: int | None = None,
+    overwrite: bool = False,
+    observe: Callable[[str], None] | None = None,
+) -> ProfiledDevice:
+    """Find what is fast on a machine by measuring small models, and write its hardware profile.
+
+    Args:
+        hardware: Where to begin, as in `search`: it says the device, the provider and the protocol, and what can't be
+            measured stays as it is there.
+        output: The YAML file to write; `search(hardware=...)` takes its path.
+        threads: Threads of one inference; by default those of `hardware`.
+        overwrite: True to replace a file that is there.
+        observe: Called with a line before every step.
+
+    Returns:
+        The profile and the findings behind it.
+
+    Raises:
+        InvalidInput: If the output exists, or can't be used; nothing is measured then.
+        DeviceUnavailable: If the device or its provider is missing or stays busy.
+        MeasurementError: If not even float models can be measured.
+    """
+    from autocompress.profiling.benchmark import run_benchmark
+    from autocompress.profiling.writing import ProfiledDevice, profile_of, profile_yaml
+    from autocompress.serialization import write_atomically
+
+    target = Path(output)
+    if target.suffix not in (".yaml", ".yml"):
+        raise InvalidInput(f"output {target}: expected a file that ends in .yaml, by which --hardware knows a path")
+    if target.exists() and not overwrite:
+        raise InvalidInput(f"output {target}: exists already; give another file, remove it, or overwrite it (--force)")
+    if not target.parent.is_dir():
+        raise InvalidInput(f"output {target}: the folder {target.parent} does not exist; create it")
+    base = _with_threads(hardware, _positive("threads", threads))
+    findings = run_benchmark(base, observe=observe or (lambda line: None))
+    profile = profile_of(base, findings, target.stem)
+    write_atomically(target, profile_yaml(profile, findings))
+    return ProfiledDevice(profile, findings)
+
+
+def _with_threads(hardware: str | HardwareProfile, threads: int | None) -> HardwareProfile:
+    if hardware == LOCAL and threads is not None:
+        return detect_profile(threads)
+    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    return profile if threads is None else replace(profile, threads=threads)
 
 
 # -- how a search is set up ------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from autocompress.errors import InvalidInput
 from autocompress.resources import find_yaml
 from autocompress.serialization import from_data, read_yaml
 
-
 KernelKind = Literal["conv", "depthwise", "linear", "attention"]
 FastPrecision = Literal["int8", "dynamic_int8", "nbits"]
 

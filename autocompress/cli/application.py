@@ -11,6 +11,7 @@ import typer
 from autocompress import __version__
 from autocompress.cli.apply import apply
 from autocompress.cli.check import check
+from autocompress.cli.device import device
 from autocompress.cli.measure import measure
 from autocompress.cli.pick import pick
 from autocompress.cli.report import report
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 for command in (search, check, show, pick, report, apply, measure):
     app.command()(command)
+app.add_typer(device)
 
 
 def _version(wanted: bool) -> None:
@@ -76,7 +78,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _command(given: Sequence[str]) -> str:
     names = {command.__name__ for command in (search, check, show, pick, report, apply, measure)}
-    return f"{given[0]} " if given and given[0] in names else ""
+    if list(given[:2]) == ["device", "profile"]:
+        return "device profile "
+    return f"{given[0]} " if given and given[0] in names | {"device"} else ""
 
 
 def _fail(message: str, code: int) -> int:

@@ -86,19 +86,23 @@ def count_macs(node: NodeProto, shapes: dict[str, Shape]) -> int:
     operands = [shapes.get(name, ()) for name in node.input]
     output = math.prod(shapes.get(node.output[0], ()))
     match node.op_type:
-        case "Conv" | "ConvInteger":
-            return output * math.prod(operands[1][1:])
-        case "QLinearConv":
-            return output * math.prod(operands[3][1:])
+        case "Conv" | "ConvInteger" | "QLinearConv":
+            return output * math.prod(operands[3 if node.op_type == "QLinearConv" else 1][1:])
         case "ConvTranspose":
             return math.prod(operands[0]) * math.prod(operands[1][1:])
         case "Gemm" | "QGemm":
-            transposed = any(one.name == "transA" and one.i for one in node.attribute)
-            return output * (operands[0] or (1, 1))[0 if transposed else -1]
+            return output * (operands[0] or (1, 1))[0 if _whole_number(node, "transA") else -1]
         case "MatMul" | "MatMulInteger" | "QLinearMatMul" | "DynamicQuantizeMatMul" | "MatMulIntegerToFloat":
             return output * (operands[0] or (1,))[-1]
+        case "MatMulNBits":
+            return math.prod(operands[0]) * _whole_number(node, "N")
         case _:
             return 0
+
+
+def _whole_number(node: NodeProto, attribute: str) -> int:
+    """The value of an attribute; 0 if the node has none of that name."""
+    return next((one.i for one in node.attribute if one.name == attribute), 0)
 
 
 def _has_quantized_inputs(node: NodeProto, producers: dict[str, NodeProto]) -> bool:

@@ -114,7 +114,12 @@ class LocalDevice(Device):
                 self.profile.threads,
                 protocol,
             )
-            text = _run_process(to_json(request), self.time_limit_s * len(models), ", ".join(models))
+            text = run_process(
+                "autocompress.devices._measuring",
+                to_json(request),
+                limit_s=self.time_limit_s * len(models),
+                subject=", ".join(models),
+            )
         answer = from_json(Answer, text)
         if answer.error:
             raise getattr(errors, answer.error)(answer.message)
@@ -127,10 +132,20 @@ def lease_path() -> Path:
     return Path(tempfile.gettempdir()) / f"autocompress-{user}.lock"
 
 
-def _run_process(request: str, limit_s: float, models: str) -> str:
-    """Standard output of the measuring process."""
+def run_process(module: str, request: str, *, limit_s: float, subject: str) -> str:
+    """Standard output of a fresh Python process that runs a module of autocompress.
+
+    Args:
+        module: Its dotted name.
+        request: Its standard input.
+        limit_s: Wall seconds until it is given up.
+        subject: What it works on, for messages.
+
+    Raises:
+        MeasurementError: If it takes longer, or ends with an exit code other than 0.
+    """
     # -P: a file in the working directory can't take the place of a module
-    command = [sys.executable, "-P", "-m", "autocompress.devices._measuring"]
+    command = [sys.executable, "-P", "-m", module]
     pipe = subprocess.PIPE
     # a session of its own: Ctrl-C at the terminal reaches the search, which lets the measurement end
     with subprocess.Popen(
@@ -140,13 +155,13 @@ def _run_process(request: str, limit_s: float, models: str) -> str:
             output, log = process.communicate(request, timeout=limit_s)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            raise MeasurementError(f"{models}: not measured within the limit of {limit_s:g} s") from error
+            raise MeasurementError(f"{subject}: not measured within the limit of {limit_s:g} s") from error
         except BaseException:
             process.kill()
             raise
     if process.returncode:
         raise MeasurementError(
-            f"{models}: the measuring process ended with exit code {process.returncode}: {shortened(log[-1000:])}"
+            f"{subject}: the measuring process ended with exit code {process.returncode}: {shortened(log[-1000:])}"
         )
     return output
 

@@ -231,6 +231,7 @@ def test_the_fake_device_works_out_the_same_every_time(tmp_path: Path) -> None:
         (helper.make_node("Gemm", ["x", "w"], ["y"]), {"x": (2, 6), "y": (2, 7)}, 2 * 6 * 7),
         (helper.make_node("Gemm", ["x", "w"], ["y"], transA=1), {"x": (6, 2), "y": (2, 7)}, 2 * 6 * 7),
         (helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": (3, 2, 6), "y": (3, 2, 7)}, 3 * 2 * 6 * 7),
+        (helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], K=6, N=7), {"x": (1, 3, 6)}, 3 * 6 * 7),
         (helper.make_node("Relu", ["x"], ["y"]), {"x": (2, 6), "y": (2, 6)}, 0),
     ],
 )
