@@ -101,6 +101,15 @@ def test_the_help_of_every_command_has_an_example(command: str) -> None:
     assert f"Example: autocompress {command}" in result.output
 
 
+def test_the_help_of_device_profile_has_an_example_and_mistakes_point_to_it(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = CliRunner().invoke(app, ["device", "profile", "--help"], env={"COLUMNS": "200"})
+    assert "Example: autocompress device profile --output my.yaml" in result.output
+    assert main(["device", "profile"]) == 2
+    assert capsys.readouterr().err.endswith("see: autocompress device profile --help\n")
+
+
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out

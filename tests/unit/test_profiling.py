@@ -288,7 +288,7 @@ def test_a_file_that_can_not_be_used_is_refused_before_anything_is_measured(
     tmp_path: Path, output: str, message: str
 ) -> None:
     with pytest.raises(InvalidInput, match=message):
-        api.profile_device("fake", output=tmp_path / output, observe=lambda line: pytest.fail(line))
+        api.profile_device("fake", output=tmp_path / output, observe=pytest.fail)
 
 
 def test_threads_that_make_no_sense_are_refused(tmp_path: Path) -> None:
