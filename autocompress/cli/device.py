@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autocompress.cli.config import find_config
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -31,9 +29,8 @@ def profile(
     *,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The YAML file to write.")],
     hardware: Annotated[
-        str | None,
-        typer.Option(help="Hardware profile to begin with: a shipped name or a YAML file. Default: this machine."),
-    ] = None,
+        str, typer.Option(help="Profile to begin with: a shipped name or a YAML file; `local` is this machine.")
+    ] = "local",
     threads: Annotated[
         int | None, typer.Option(help="Threads of one inference; by default those of --hardware.")
     ] = None,
@@ -50,10 +47,9 @@ def profile(
     from autocompress import api
     from autocompress.cli.tables import terminal
 
-    start = hardware or find_config(Path.cwd()).hardware
-    given = {"hardware": start} if start is not None else {}
+    # what the configuration names is not asked: it may be the very file that is to be written
     result = api.profile_device(
-        output=output, threads=threads, overwrite=force, observe=lambda line: typer.echo(line, err=True), **given
+        hardware, output=output, threads=threads, overwrite=force, observe=lambda line: typer.echo(line, err=True)
     )
     terminal().print(_table(result.findings))
     typer.echo(f"\n{_summary(result)}")

@@ -26,7 +26,7 @@ from autocompress.devices._session import (
     runtime_errors,
 )
 from autocompress.devices.local import LocalDevice, run_process
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, MeasurementError
 from autocompress.profile import HardwareProfile
 from autocompress.profiling.findings import Saturation
 from autocompress.profiling.forms import rewritten
@@ -64,14 +64,17 @@ def find_saturation(profile: HardwareProfile, folder: Path) -> Saturation:
         profile: Where the runtime runs. A device other than this machine measures, but gives no results back.
         folder: Where the models may be written.
 
-    Raises:
-        MeasurementError: If the process that runs them crashes.
+    Returns:
+        What was found, or the reason why nothing could be: what else is known of the machine is of use without it.
     """
     if profile.device != LocalDevice.name:
         return Saturation(None, f"the device {profile.device!r} measures models, but gives no results back")
     missing = []
     for layer in LAYERS:
-        answer = _ask(largest_sums(specimen(layer)), profile, folder / layer)
+        try:
+            answer = _ask(largest_sums(specimen(layer)), profile, folder / layer)
+        except MeasurementError as error:
+            return Saturation(None, str(error))
         if answer.error:
             return Saturation(None, answer.error)
         missing.append(answer.missing)
@@ -117,8 +120,8 @@ def _ask(one: Specimen, profile: HardwareProfile, folder: Path) -> Answer:
     return from_json(Answer, text)
 
 
-def _missing(request: Request) -> float:
-    """Largest share of a float model's results that its integer form lacks."""
+def missing_share(request: Request) -> float:
+    """Largest share of the first model's largest result that the second model lacks."""
     exact, found = (_result(path, request) for path in request.models)
     return float(np.max((exact - found) / np.abs(exact).max()))
 
@@ -137,7 +140,7 @@ def main() -> None:
     request = from_json(Request, sys.stdin.read())
     end_with_parent(request.parent)
     try:
-        answer = Answer(_missing(request))
+        answer = Answer(missing_share(request))
     except AutocompressError as error:
         answer = Answer(error=str(error))
     answers.write(to_json(answer))

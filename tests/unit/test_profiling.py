@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from autocompress import api
 from autocompress.cli import main
 from autocompress.devices import DEVICES, Device
+from autocompress.devices._session import Request
 from autocompress.errors import InvalidInput, MeasurementError
 from autocompress.formats.onnx_runtime import predictor
 from autocompress.graph.view import Layer, LayerView
@@ -23,7 +24,7 @@ from autocompress.profiling.benchmark import run_benchmark
 from autocompress.profiling.findings import EVIDENCE, Finding, Findings, Saturation, Unmeasured
 from autocompress.profiling.forms import FORMS, FormName, forms_of, rewritten
 from autocompress.profiling.models import LAYERS, LayerName, specimen, staircase_specimen
-from autocompress.profiling.saturation import find_saturation, largest_sums
+from autocompress.profiling.saturation import find_saturation, largest_sums, missing_share
 from autocompress.profiling.staircase import COUNTS, Staircase
 from autocompress.profiling.writing import profile_of, profile_yaml
 from autocompress.serialization import from_json, to_json
@@ -239,6 +240,35 @@ def test_sums_are_compared_here_and_nowhere_else(tmp_path: Path) -> None:
     elsewhere = find_saturation(HardwareProfile("fake", device="fake"), tmp_path)
     assert elsewhere.needs_reduced_range is None
     assert "'fake'" in elsewhere.reason
+
+
+def test_sums_that_lose_half_are_found(tmp_path: Path) -> None:
+    one = largest_sums(specimen("linear"))
+    paths = (tmp_path / "exact.onnx", tmp_path / "halved.onnx")
+    onnx.save(one.model, paths[0])
+    for tensor in one.model.graph.initializer[2:3]:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / 2, tensor.name))
+    onnx.save(one.model, paths[1])
+    np.savez(tmp_path / "examples.npz", one.example)
+    request = Request(
+        parent=0,
+        models=tuple(map(str, paths)),
+        weighed=(),
+        examples=str(tmp_path / "examples.npz"),
+        scratch=str(tmp_path),
+        provider="CPUExecutionProvider",
+        threads=1,
+        protocol=QUICK,
+    )
+    assert missing_share(request) == pytest.approx(0.5, abs=0.01)
+    assert Saturation(missing_share(request)).needs_reduced_range
+
+
+def test_a_runtime_that_can_not_tell_of_saturation_does_not_end_the_benchmark(tmp_path: Path) -> None:
+    odd = HardwareProfile("odd", provider="NoSuchExecutionProvider")
+    found = find_saturation(odd, tmp_path)
+    assert found.needs_reduced_range is None
+    assert "NoSuchExecutionProvider" in found.reason
 
 
 # -- the benchmark ---------------------------------------------------------------------------------------------------
