@@ -11,6 +11,7 @@ import typer
 from autocompress import __version__
 from autocompress.cli.apply import apply
 from autocompress.cli.check import check
+from autocompress.cli.device import device
 from autocompress.cli.measure import measure
 from autocompress.cli.pick import pick
 from autocompress.cli.report import report
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 for command in (search, check, show, pick, report, apply, measure):
     app.command()(command)
+app.add_typer(device)
 
 
 def _version(wanted: bool) -> None:
@@ -76,6 +78,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _command(given: Sequence[str]) -> str:
     names = {command.__name__ for command in (search, check, show, pick, report, apply, measure)}
+    if given and given[0] == device.info.name:
+        known = {command.name for command in device.registered_commands}
+        return " ".join([*given[:1], *(word for word in given[1:2] if word in known), ""])
     return f"{given[0]} " if given and given[0] in names else ""
 
 
