@@ -87,17 +87,21 @@ class AgentClient:
         """What the machine is; see `_ask` for the errors."""
         return self._fact(Capabilities, "GET", "/capabilities")
 
-    def upload(self, digest: str, path: Path) -> None:
+    def upload(self, digest: str, path: Path, most_bytes: int) -> None:
         """Send a file, unless it is there.
+
+        Args:
+            digest: Of its content.
+            path: Where it lies.
+            most_bytes: What the agent takes at most.
 
         Raises:
             MeasurementError: If it is too large for the agent, or has changed since its digest was taken.
         """
         if self._ask("HEAD", f"/files/{digest}", may_be=HTTPStatus.NOT_FOUND).is_success:
             return
-        most = self.capabilities().limits.upload_bytes
-        if path.stat().st_size > most:
-            raise MeasurementError(f"{path}: {path.stat().st_size} bytes; {self.address} takes at most {most}")
+        if path.stat().st_size > most_bytes:
+            raise MeasurementError(f"{path}: {path.stat().st_size} bytes; {self.address} takes at most {most_bytes}")
         with path.open("rb") as file:
             self._ask("PUT", f"/files/{digest}", about=str(path), content=file)
 

@@ -20,7 +20,7 @@ from autocompress.devices._answers import measurements, raise_error, timed_model
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._client import AgentClient, AgentLost, AgentRefuses, names_in
 from autocompress.devices._measuring import Answer
-from autocompress.devices.agent.messages import Job, JobStatus, model_file
+from autocompress.devices.agent.messages import Capabilities, Job, JobStatus, model_file
 from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.measurement import Measurement
 from autocompress.profile import HardwareProfile, Protocol
@@ -29,8 +29,8 @@ LARGEST_OUTPUTS_BYTES = 2**30
 """What a run may give back."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-_LEFT_ALONE_S = 5.0
-"""How long a device that was lost in the middle of a job is not asked again, where there are others."""
+_LEFT_ALONE_S = 30.0
+"""How long a device that was lost is not asked again, where there are others."""
 
 _SLACK_S = 60.0
 """What an agent may take longer than the limit of a job until it counts as lost."""
@@ -143,14 +143,8 @@ class RemoteDevice(Device):
             ]
             while True:
                 for client in self._by_queue([one for one in clients if one.address not in refusing], said, refusing):
-                    try:
+                    with self._noted(client, said, refusing):
                         return work(client, max(0.0, self.wait_s - (time.monotonic() - start)))
-                    except AgentLost as error:
-                        said[client.address] = str(error)
-                        self._left_alone_until[client.address] = time.monotonic() + _LEFT_ALONE_S
-                    except AgentRefuses as error:
-                        said[client.address] = str(error)
-                        refusing.add(client.address)
                 waited_s = time.monotonic() - start
                 if len(refusing) == len(clients) or waited_s >= self.wait_s:
                     raise DeviceUnavailable(self._missing(said, waited_s))
@@ -162,26 +156,37 @@ class RemoteDevice(Device):
     ) -> Iterator[AgentClient]:
         """Those that answer, the least busy first; what the others say is noted.
 
-        One that was lost a moment ago comes last, or not at all if it does not answer.
+        Those that were lost a moment ago are asked last, and only if the others did not help: asking takes seconds
+        where a machine is off.
         """
-        jobs: dict[str, int] = {}
-        for client in clients:
-            try:
-                jobs[client.address] = client.health().jobs
-            except AgentLost as error:
-                said[client.address] = str(error)
-            except AgentRefuses as error:
-                said[client.address] = str(error)
-                refusing.add(client.address)
-        there = [client for client in clients if client.address in jobs]
         now = time.monotonic()
-        lost = {client.address: self._left_alone_until.get(client.address, 0.0) > now for client in there}
-        yield from sorted(there, key=lambda client: (lost[client.address], jobs[client.address]))
+        lost = [client for client in clients if self._left_alone_until.get(client.address, 0.0) > now]
+        for group in ([client for client in clients if client not in lost], lost):
+            jobs: dict[str, int] = {}
+            for client in group:
+                with self._noted(client, said, refusing):
+                    jobs[client.address] = client.health().jobs
+            there = [client for client in group if client.address in jobs]
+            yield from sorted(there, key=lambda client: jobs[client.address])
+
+    @contextmanager
+    def _noted(self, client: AgentClient, said: dict[str, str], refusing: set[str]) -> Iterator[None]:
+        """Write down that an agent was lost or refuses, and go on."""
+        try:
+            yield
+        except AgentLost as error:
+            said[client.address] = str(error)
+            self._left_alone_until[client.address] = time.monotonic() + _LEFT_ALONE_S
+        except AgentRefuses as error:
+            said[client.address] = str(error)
+            refusing.add(client.address)
 
     def _do(self, client: AgentClient, work: _Work, left_s: float) -> tuple[JobStatus, Answer]:
         """One job on one machine, from its files to its answer."""
+        machine = client.capabilities()
+        _require(machine, work.job)
         for digest, path in work.files.items():
-            client.upload(digest, path)
+            client.upload(digest, path, machine.limits.upload_bytes)
         name = client.submit(work.job)
         try:
             status = client.follow(name, queue_limit_s=left_s, run_limit_s=work.job.limit_s + _SLACK_S)
@@ -205,6 +210,18 @@ class RemoteDevice(Device):
             f"{waited_s:.1f} s of at most {self.wait_s:g} s ({each}); start the agent there: "
             "autocompress device serve"
         )
+
+
+def _require(machine: Capabilities, job: Job) -> None:
+    """Refuse a machine that can't do a job.
+
+    Raises:
+        AgentRefuses: If it lacks the provider or has too few processors.
+    """
+    if job.provider not in machine.providers:
+        raise AgentRefuses(f"its ONNX Runtime has no {job.provider}; it has {', '.join(machine.providers)}")
+    if job.threads > machine.threads:
+        raise AgentRefuses(f"it has {machine.threads} processors, not {job.threads}")
 
 
 @contextmanager

@@ -76,6 +76,12 @@ def test_a_file_that_has_changed_or_is_too_large_is_a_measurement_error(agent: A
         remote(agent.address).measure([], large, examples=EXAMPLES)
 
 
+def test_a_machine_that_lacks_the_provider_is_not_waited_for(agent: Agent, tmp_path: Path) -> None:
+    profile = replace(remote(agent.address).profile, provider="NoSuchExecutionProvider")
+    with pytest.raises(DeviceUnavailable, match=r"no NoSuchExecutionProvider; it has .*CPUExecutionProvider"):
+        RemoteDevice(profile).measure([], artifact(tmp_path / "model.onnx", relu()), examples=EXAMPLES)
+
+
 # -- the pool --------------------------------------------------------------------------------------------------------
 
 
