@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,10 @@ import httpx
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from typer.testing import CliRunner
 
+from autocompress.cli import main
+from autocompress.cli.application import app
 from autocompress.devices.agent.bodies import Patience
 from autocompress.devices.agent.messages import Capabilities, Job
 from autocompress.devices.agent.server import ServerOptions, read_token
@@ -347,6 +351,35 @@ def test_no_process_is_left_when_the_agent_ends(how: str, tmp_path: Path) -> Non
 def test_two_agents_do_not_share_a_folder(tmp_path: Path) -> None:
     with running_agent(tmp_path), pytest.raises(AssertionError, match="another agent uses it"):
         Agent(tmp_path)
+
+
+def test_what_the_agent_requires_is_part_of_what_the_package_requires(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device", "requirements"]) == 0
+    wanted = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert wanted
+    assert set(wanted) < set(project["dependencies"])
+
+
+def test_the_command_refuses_to_serve_others_without_a_token(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AUTOCOMPRESS_TOKEN", raising=False)
+    assert main(["device", "serve", "--host", "0.0.0.0"]) == 2
+    assert "--token-file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["512", "0MiB", "much", "-1GiB"])
+def test_a_size_that_is_none_is_refused(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device", "serve", "--max-upload", size]) == 2
+    assert "512MiB or 4GiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "list", "check", "requirements"])
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, ["device", command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"Example: autocompress device {command}" in result.output
 
 
 HEAVY = {"torch", "onnx", "optuna", "pandas", "onnxruntime", "httpx", "scipy", "sklearn"}
