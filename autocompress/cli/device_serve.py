@@ -45,7 +45,7 @@ def serve(
     max_memory: Annotated[
         str | None, typer.Option(help="Address space of one job; by default the machine's memory.")
     ] = None,
-    max_seconds: Annotated[float, typer.Option(min=1.0, help="Time that one job may take.")] = 600.0,
+    max_seconds: Annotated[float, typer.Option(min=1.0, help="Time that one job may take.")] = 1800.0,
     lease: Annotated[float, typer.Option(min=1.0, help="Seconds after which a job nobody asks about ends.")] = 60.0,
 ) -> None:
     """Measure and run ONNX files for others on this machine.

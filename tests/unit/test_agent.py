@@ -52,9 +52,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 @pytest.fixture
 def agent(shared: Agent) -> Iterator[Agent]:
-    """The agent, which must be as well after each test as before."""
+    """The agent, which must be there and idle after each test."""
     yield shared
     wait_for(lambda: shared.jobs == 0)
+
+
+@pytest.fixture
+def works_afterwards(shared: Agent) -> Iterator[None]:
+    """The agent must still do its work after the test."""
+    yield
     done = shared.finish(run_of(shared, relu()))
     assert done.answer is not None
     assert not done.answer.error
@@ -149,6 +155,7 @@ def test_a_file_that_is_too_large_is_refused_and_leaves_nothing(agent: Agent, an
     assert stored(agent) == before
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_a_body_that_was_cut_off_leaves_nothing(agent: Agent) -> None:
     before = stored(agent)
     with connection(agent) as client:
@@ -203,6 +210,7 @@ def test_a_client_that_never_asks_is_dropped(agent: Agent, said: bytes) -> None:
         assert end_of(client) == b""
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_a_client_that_stops_in_the_middle_is_told_and_dropped(agent: Agent) -> None:
     before = stored(agent)
     with connection(agent) as client:
@@ -211,6 +219,7 @@ def test_a_client_that_stops_in_the_middle_is_told_and_dropped(agent: Agent) -> 
     assert stored(agent) == before
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_a_client_that_does_not_read_is_dropped(agent: Agent) -> None:
     digest, count = agent.put(bytes(LIMITS.upload_bytes)), 30
     with connection(agent) as client:
@@ -244,6 +253,7 @@ def test_a_run_gives_the_outputs(agent: Agent, tmp_path: Path) -> None:
         assert file["arr_0"].tolist() == [[0, 0, 1, 2]]
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_a_file_that_is_no_model_is_an_answer(agent: Agent) -> None:
     name, message = error_of(agent, run_of(agent, b"this is no model"))
     assert name == "MeasurementError"
@@ -259,12 +269,14 @@ def test_weights_in_other_files_are_refused(agent: Agent, how: str, kind: str, t
     assert "another file" in error_of(agent, replace(job, kind=kind))[1]  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_an_endless_model_is_stopped(agent: Agent) -> None:
     name, message = error_of(agent, run_of(agent, endless(), limit_s=1.5))
     assert name == "MeasurementError"
     assert "limit of 1.5 s" in message
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_a_model_that_wants_all_memory_is_stopped(agent: Agent) -> None:
     assert error_of(agent, run_of(agent, huge()))[0] == "MeasurementError"
 
@@ -276,6 +288,7 @@ def test_outputs_that_are_no_arrays_are_refused(agent: Agent) -> None:
     assert "text" in error_of(agent, run_of(agent, text))[1]
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_examples_of_python_objects_are_not_unpickled(agent: Agent) -> None:
     array = np.array([Trap()], dtype=object)
     job = replace(run_of(agent, relu()), examples=agent.put(examples(array)))
@@ -293,12 +306,14 @@ class Trap:
         return os.mkdir, (TRAPPED,)
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_a_running_job_can_be_cancelled(agent: Agent) -> None:
     name = agent.submit(run_of(agent, endless()))
     wait_for(lambda: agent.status(name).state == "running")
     assert agent.http.delete(f"/jobs/{name}").json()["answer"]["message"] == "the job was cancelled"
 
 
+@pytest.mark.usefixtures("works_afterwards")
 def test_a_full_queue_takes_no_more(agent: Agent) -> None:
     job = run_of(agent, endless())
     names = [agent.submit(job) for _ in range(LIMITS.queued_jobs)]
@@ -318,7 +333,8 @@ def test_a_full_queue_takes_no_more(agent: Agent) -> None:
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "threads": 9999}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "limit_s": Infinity}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}"}}', 404),
-        (" " * 100_000, 413),
+        (" " * 300_000, 413),
+        ("[" * 200_000, 422),
     ],
 )
 def test_jobs_that_can_not_be_are_refused(agent: Agent, body: str, status: int) -> None:

@@ -29,7 +29,7 @@ from autocompress.serialization import from_json, to_json
 LONGEST_WAIT_S = 30.0
 """What a client may have its question wait for an answer."""
 
-LARGEST_JOB_BYTES = 64 * 2**10
+LARGEST_JOB_BYTES = 256 * 2**10
 """A job names files by digest, so it is small."""
 
 HEALTH = f"/{VERSION}/health"
@@ -143,7 +143,11 @@ async def submit(request: Request) -> Response:
     jobs: Jobs = request.app.state.jobs
     if request.headers.get("content-type") != "application/json":  # what no page of the web sends without being asked
         raise BadContent("expected Content-Type: application/json")
-    job = from_json(Job, await whole(request.stream(), LARGEST_JOB_BYTES, _setting(request).patience))
+    body = await whole(request.stream(), LARGEST_JOB_BYTES, _setting(request).patience)
+    try:
+        job = from_json(Job, body)
+    except RecursionError as error:
+        raise BadContent("nested too deeply for a job") from error
     machine = _setting(request).capabilities
     if job.threads > machine.threads:
         raise InvalidInput(f"{job.threads} threads; this machine has {machine.threads} processors")

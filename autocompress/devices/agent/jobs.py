@@ -96,6 +96,7 @@ class Jobs:
         self._forget_old()
         self._entries[name] = entry
         entry.task = asyncio.create_task(self._live(entry))
+        entry.task.add_done_callback(lambda _: entry.done.set())
         return entry.status
 
     async def status(self, name: str, wait_s: float) -> JobStatus:
@@ -171,7 +172,6 @@ class Jobs:
         finally:
             shutil.rmtree(entry.folder, ignore_errors=True)
         entry.status = replace(entry.status, state="done", answer=answer, processor=self._processor, outputs=outputs)
-        entry.done.set()
         result = f"{answer.error}: {answer.message}" if answer.error else "done"
         models = ", ".join(digest[:12] for digest in entry.job.models)
         _LOG.info(

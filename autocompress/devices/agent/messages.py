@@ -15,8 +15,8 @@ from autocompress.profile import Protocol
 VERSION = "v1"
 """First part of every path; it changes when what is said here changes."""
 
-MOST_MODELS = 64
-"""Models that one job may hold."""
+MOST_MODELS = 1024
+"""Models that one job may hold: a whole front is measured together."""
 
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 """SHA-256 of a file's content, which is its only name."""
@@ -42,7 +42,7 @@ class Limits:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     upload_bytes: int = 512 * 2**20
     memory_bytes: int = 0
-    job_s: float = 600.0
+    job_s: float = 1800.0
     queued_jobs: int = 16
     lease_s: float = 60.0
 
@@ -113,7 +113,7 @@ class Job:
     provider: str = "CPUExecutionProvider"
     threads: int = 1
     protocol: Protocol = field(default_factory=Protocol)
-    limit_s: float = 600.0
+    limit_s: float = 1800.0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.models) <= MOST_MODELS or (self.kind == "run" and len(self.models) > 1):

@@ -149,7 +149,7 @@ def serve(options: ServerOptions, announce: Callable[[str], None]) -> None:
 def _own_folder(folder: Path) -> FileLock:
     """The lock on a folder, held, so that no other agent empties it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout as error:
