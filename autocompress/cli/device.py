@@ -9,9 +9,16 @@ from autocompress.cli.device_list import list_devices
 from autocompress.cli.device_requirements import requirements
 from autocompress.cli.device_serve import serve
 
-device = typer.Typer(
-    name="device", help="Machines that measure: serve as one, see which are there, check one.", no_args_is_help=True
-)
+device = typer.Typer(name="device")
+
+
+@device.callback(invoke_without_command=True)
+def describe(context: typer.Context) -> None:
+    """Machines that measure: serve as one, see which are there, check one."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 device.command("serve")(serve)
 device.command("list")(list_devices)
 device.command("check")(check)

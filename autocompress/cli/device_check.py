@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from autocompress.cli.device_addresses import resolve_with_addresses
+
 
 def check(
     where: Annotated[str, typer.Argument(metavar="ADDRESS|PROFILE", help="http[s]://host:port, or a YAML file.")],
@@ -19,7 +21,6 @@ def check(
     from dataclasses import replace
 
     from autocompress import __version__
-    from autocompress.devices import resolve_profile
     from autocompress.devices._client import AgentClient, AgentLost, AgentRefuses
     from autocompress.devices._trial import tiny_measurement
     from autocompress.errors import AutocompressError
@@ -28,7 +29,7 @@ def check(
     if where.startswith(("http://", "https://")):
         profile = HardwareProfile(name=where, device="remote", addresses=(where,), certificate=certificate)
     else:
-        profile = resolve_profile(where)
+        profile = resolve_with_addresses(where)
     failed = False
     for address in profile.addresses:
         one = replace(profile, addresses=(address,))

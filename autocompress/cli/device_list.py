@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autocompress.cli.config import find_config
-from autocompress.errors import InvalidInput
+from autocompress.cli.device_addresses import resolve_with_addresses
 
 
 def list_devices(
@@ -19,15 +19,10 @@ def list_devices(
 
     Example: `autocompress device list --hardware boards.yaml`
     """
-    from autocompress.devices import resolve_profile
     from autocompress.devices._client import AgentClient, AgentLost, AgentRefuses
     from autocompress.duration import format_duration
 
-    profile = resolve_profile(hardware or find_config(Path.cwd()).hardware or "local")
-    if not profile.addresses:
-        raise InvalidInput(
-            f"hardware profile {profile.name!r} is measured on this machine; expected one with addresses"
-        )
+    profile = resolve_with_addresses(hardware or find_config(Path.cwd()).hardware or "local")
     for address in profile.addresses:
         with AgentClient(address, certificate=profile.certificate) as client:
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 from onnx import helper
 
@@ -36,6 +38,35 @@ def test_external_data_is_found_in_the_body_of_a_loop(tmp_path: Path) -> None:
     inner = onnx.load_from_string(reaching("../there.bin")).graph
     with pytest.raises(MeasurementError, match="another file"):
         check(tmp_path, model([helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)]))
+
+
+def test_external_data_is_found_in_what_is_merged_into_a_model(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="another file"):
+        check(tmp_path, relu() + reaching("../there.bin"))  # protobuf reads both as one message
+
+
+@pytest.mark.parametrize("from_bytes", [False, True])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_runtime_itself_reads_no_weights_above_the_model(from_bytes: bool, absolute: bool, tmp_path: Path) -> None:
+    (tmp_path / "there.bin").write_bytes(np.full(4, 42, np.float32).tobytes())
+    content = reaching(str(tmp_path / "there.bin") if absolute else "../there.bin")
+    path = tmp_path / "job" / "model.onnx"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(Exception, match="External data path"):
+        open_quietly(content if from_bytes else str(path))
+
+
+def test_the_runtime_itself_reads_weights_beside_the_model_which_is_why_the_agent_looks(tmp_path: Path) -> None:
+    (tmp_path / "here.bin").write_bytes(np.full(4, 42, np.float32).tobytes())
+    (tmp_path / "model.onnx").write_bytes(reaching("here.bin"))
+    assert open_quietly(str(tmp_path / "model.onnx"))
+
+
+def open_quietly(source: bytes | str) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("operator", ["EPContext", "PythonOp"])

@@ -208,6 +208,17 @@ def test_the_machines_of_a_profile_are_listed(agent: Agent, tmp_path: Path, caps
     assert second.startswith(f"{NOBODY}: unavailable: no answer")
 
 
+@pytest.mark.parametrize("words", [["list", "--hardware", "fake"], ["check", "fake"]])
+def test_a_profile_without_addresses_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device", *words]) == 2
+    assert "'fake' has no addresses" in capsys.readouterr().err
+
+
+def test_device_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device"]) == 0
+    assert "serve" in capsys.readouterr().out
+
+
 def test_check_measures_a_tiny_model_on_each_machine(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["device", "check", agent.address]) == 0
     assert "measured a tiny model" in capsys.readouterr().out

@@ -1,8 +1,9 @@
 """Whether a stranger's ONNX file keeps to itself, found without the package onnx.
 
 An ONNX file can name other files: its weights ("external data"), contexts of compiled nodes, functions of Python. The
-agent refuses all of them. Libraries of custom operators are not among them: only a session's options load those, and
-the agent sets none.
+agent refuses all of them. ONNX Runtime 1.32 by itself refuses weights in absolute paths and above the model's folder,
+whether it is given a path or bytes, but it reads those beside the model. Libraries of custom operators are not among
+them: only a session's options load those, and the agent sets none.
 """
 
 from __future__ import annotations
