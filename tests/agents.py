@@ -115,9 +115,11 @@ class Agent:
         assert answer.status_code == 201, answer.text
         return digest
 
-    def post(self, job: Job) -> httpx.Response:
+    def post(self, job: Job, *, if_free: bool = False) -> httpx.Response:
         """Ask for a job."""
-        return self.http.post("/jobs", content=to_json(job), headers={"Content-Type": "application/json"})
+        return self.http.post(
+            f"/jobs?if_free={if_free:d}", content=to_json(job), headers={"Content-Type": "application/json"}
+        )
 
     def submit(self, job: Job) -> str:
         """Ask for a job, which must be taken; its name."""

@@ -115,10 +115,16 @@ class AgentClient:
                     raise MeasurementError(f"device {self.address}: sends more than {most_bytes} bytes")
         return bytes(_accepted(answer, bytes(content), ""))
 
-    def submit(self, job: Job) -> str:
-        """Put a job into the queue; its name there."""
+    def submit(self, job: Job, *, if_free: bool = False) -> str:
+        """Put a job into the queue, or with `if_free` only into an empty one; its name there.
+
+        Raises:
+            AgentBusy: If the queue takes no more.
+        """
         headers = {"Content-Type": "application/json"}
-        return self._fact(JobStatus, "POST", "/jobs", content=to_json(job).encode(), headers=headers).id
+        asked = {"if_free": "1"} if if_free else {}
+        content = to_json(job).encode()
+        return self._fact(JobStatus, "POST", "/jobs", params=asked, content=content, headers=headers).id
 
     def follow(self, name: str, *, queue_limit_s: float, run_limit_s: float) -> JobStatus:
         """Wait for the end of a job.

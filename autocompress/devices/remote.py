@@ -18,7 +18,7 @@ from autocompress.artifact import Artifact
 from autocompress.data import Array
 from autocompress.devices._answers import measurements, raise_error, timed_models, weighed_models
 from autocompress.devices._base import DEVICES, Device
-from autocompress.devices._client import AgentClient, AgentLost, AgentRefuses, names_in
+from autocompress.devices._client import AgentBusy, AgentClient, AgentLost, AgentRefuses, names_in
 from autocompress.devices._measuring import Answer
 from autocompress.devices.agent.messages import Capabilities, Job, JobStatus, model_file
 from autocompress.errors import DeviceUnavailable, MeasurementError
@@ -83,7 +83,7 @@ class RemoteDevice(Device):
         with _saved(examples) as (digest, path):
             job = replace(self._job("measure", tuple(timed), digest), weighed=tuple(weighed), protocol=chosen)
             work = _Work(job, {key: Path(value) for key, value in timed.items()} | {digest: path})
-            status, answer = self._somewhere(lambda client, left_s: self._do(client, work, left_s))
+            status, answer = self._somewhere(lambda *chosen: self._do(work, *chosen))
         return measurements(
             answer,
             artifacts,
@@ -109,8 +109,8 @@ class RemoteDevice(Device):
                 self._job("run", (artifact.sha256,), digest), {artifact.sha256: Path(artifact.path), digest: path}
             )
 
-            def compute(client: AgentClient, left_s: float) -> bytes:
-                status, _ = self._do(client, work, left_s)
+            def compute(client: AgentClient, if_free: bool, left_s: float) -> bytes:
+                status, _ = self._do(work, client, if_free, left_s)
                 return client.download(status.outputs, LARGEST_OUTPUTS_BYTES)
 
             content = self._somewhere(compute)
@@ -127,11 +127,11 @@ class RemoteDevice(Device):
             limit_s=self.time_limit_s * len(models),
         )
 
-    def _somewhere(self, work: Callable[[AgentClient, float], T]) -> T:
+    def _somewhere(self, work: Callable[[AgentClient, bool, float], T]) -> T:
         """Do something on the first machine that can, until one has done it or the wait is over.
 
         Args:
-            work: Told the client and the seconds that are left.
+            work: Told the client, whether to go there only if it is free, and the seconds that are left.
         """
         start, pause_s = time.monotonic(), _FIRST_PAUSE_S
         said: dict[str, str] = {}
@@ -142,9 +142,11 @@ class RemoteDevice(Device):
                 for address in self.profile.addresses
             ]
             while True:
-                for client in self._by_queue([one for one in clients if one.address not in refusing], said, refusing):
+                for client, if_free in self._by_queue(
+                    [one for one in clients if one.address not in refusing], said, refusing
+                ):
                     with self._noted(client, said, refusing):
-                        return work(client, max(0.0, self.wait_s - (time.monotonic() - start)))
+                        return work(client, if_free, max(0.0, self.wait_s - (time.monotonic() - start)))
                 waited_s = time.monotonic() - start
                 if len(refusing) == len(clients) or waited_s >= self.wait_s:
                     raise DeviceUnavailable(self._missing(said, waited_s))
@@ -153,21 +155,27 @@ class RemoteDevice(Device):
 
     def _by_queue(
         self, clients: Sequence[AgentClient], said: dict[str, str], refusing: set[str]
-    ) -> Iterator[AgentClient]:
-        """Those that answer, the least busy first; what the others say is noted.
+    ) -> Iterator[tuple[AgentClient, bool]]:
+        """Those that answer, the least busy first, and whether to go there only if it is free; the rest is noted.
 
-        Those that were lost a moment ago are asked last, and only if the others did not help: asking takes seconds
-        where a machine is off.
+        Of several, first each that is free is tried, then the queue of each: others may have taken what was free a
+        moment ago. Those that were lost a moment ago are asked last, and only if the others did not help: asking takes
+        seconds where a machine is off.
         """
-        now = time.monotonic()
-        lost = [client for client in clients if self._left_alone_until.get(client.address, 0.0) > now]
+        until = dict(self._left_alone_until)
+        lost = [client for client in clients if until.get(client.address, 0.0) > time.monotonic()]
         for group in ([client for client in clients if client not in lost], lost):
             jobs: dict[str, int] = {}
             for client in group:
                 with self._noted(client, said, refusing):
                     jobs[client.address] = client.health().jobs
-            there = [client for client in group if client.address in jobs]
-            yield from sorted(there, key=lambda client: jobs[client.address])
+            there = sorted((client for client in group if client.address in jobs), key=lambda one: jobs[one.address])
+            if len(clients) > 1:
+                yield from ((client, True) for client in there if not jobs[client.address])
+            for client in there:
+                is_lost_since = self._left_alone_until.get(client.address) != until.get(client.address)
+                if not is_lost_since and client.address not in refusing:
+                    yield client, False
 
     @contextmanager
     def _noted(self, client: AgentClient, said: dict[str, str], refusing: set[str]) -> Iterator[None]:
@@ -176,18 +184,19 @@ class RemoteDevice(Device):
             yield
         except AgentLost as error:
             said[client.address] = str(error)
-            self._left_alone_until[client.address] = time.monotonic() + _LEFT_ALONE_S
+            if not isinstance(error, AgentBusy):
+                self._left_alone_until[client.address] = time.monotonic() + _LEFT_ALONE_S
         except AgentRefuses as error:
             said[client.address] = str(error)
             refusing.add(client.address)
 
-    def _do(self, client: AgentClient, work: _Work, left_s: float) -> tuple[JobStatus, Answer]:
+    def _do(self, work: _Work, client: AgentClient, if_free: bool, left_s: float) -> tuple[JobStatus, Answer]:
         """One job on one machine, from its files to its answer."""
         machine = client.capabilities()
         _require(machine, work.job)
         for digest, path in work.files.items():
             client.upload(digest, path, machine.limits.upload_bytes)
-        name = client.submit(work.job)
+        name = client.submit(work.job, if_free=if_free)
         try:
             status = client.follow(name, queue_limit_s=left_s, run_limit_s=work.job.limit_s + _SLACK_S)
         except BaseException:

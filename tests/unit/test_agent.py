@@ -220,6 +220,7 @@ def test_a_client_that_stops_in_the_middle_is_told_and_dropped(agent: Agent) -> 
 
 
 @pytest.mark.usefixtures("works_afterwards")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_client_that_does_not_read_is_dropped(agent: Agent) -> None:
     digest, count = agent.put(bytes(LIMITS.upload_bytes)), 30
     with connection(agent) as client:
@@ -277,6 +278,7 @@ def test_an_endless_model_is_stopped(agent: Agent) -> None:
 
 
 @pytest.mark.usefixtures("works_afterwards")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of another process")
 def test_a_model_that_wants_all_memory_is_stopped(agent: Agent) -> None:
     assert error_of(agent, run_of(agent, huge()))[0] == "MeasurementError"
 
@@ -319,6 +321,8 @@ def test_a_full_queue_takes_no_more(agent: Agent) -> None:
     names = [agent.submit(job) for _ in range(LIMITS.queued_jobs)]
     answer = agent.post(job)
     assert (answer.status_code, answer.json()["error"]) == (429, "Busy")
+    agent.http.delete(f"/jobs/{names[0]}")
+    assert agent.post(job, if_free=True).status_code == 429
     for name in reversed(names):
         agent.http.delete(f"/jobs/{name}")
 

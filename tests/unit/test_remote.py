@@ -107,6 +107,15 @@ def test_a_busy_agent_is_passed_by_and_one_alone_is_waited_for(agent: Agent, tmp
         busy.http.delete(f"/jobs/{name}")
 
 
+def test_measurements_at_one_time_go_to_different_agents(agent: Agent, tmp_path: Path) -> None:
+    model_file, before = artifact(tmp_path / "model.onnx", relu()), agent.said.count(": done")
+    with running_agent(tmp_path / "second") as second:
+        given = (model_file, Protocol(min_cpu_s=0.5, max_cpu_s=0.5))
+        both = [Measuring(remote(agent.address, second.address), *given) for _ in range(2)]
+        assert [one.result() for one in both] == [1, 1]
+        assert agent.said.count(": done") - before == second.said.count(": done") == 1
+
+
 def test_an_agent_killed_in_the_middle_loses_its_job_to_another(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,7 @@ async def receive_file(request: Request) -> Response:
 
 
 async def submit(request: Request) -> Response:
-    """Put a job into the queue."""
+    """Put a job into the queue; with `if_free=1` only into an empty one."""
     jobs: Jobs = request.app.state.jobs
     if request.headers.get("content-type") != "application/json":  # what no page of the web sends without being asked
         raise BadContent("expected Content-Type: application/json")
@@ -151,7 +151,7 @@ async def submit(request: Request) -> Response:
     machine = _setting(request).capabilities
     if job.threads > machine.threads:
         raise InvalidInput(f"{job.threads} threads; this machine has {machine.threads} processors")
-    return _json(jobs.submit(job), HTTPStatus.ACCEPTED)
+    return _json(jobs.submit(job, if_free=request.query_params.get("if_free") == "1"), HTTPStatus.ACCEPTED)
 
 
 async def job_status(request: Request) -> Response:

@@ -71,18 +71,23 @@ class Jobs:
         """How many run or wait."""
         return sum(not entry.done.is_set() for entry in self._entries.values())
 
-    def submit(self, job: Job) -> JobStatus:
+    def submit(self, job: Job, *, if_free: bool = False) -> JobStatus:
         """Put a job into the queue.
+
+        Args:
+            job: What is to be done.
+            if_free: Only if it need not wait for another.
 
         Raises:
             NotFound: If a file is not there.
-            Busy: If the queue is full.
+            Busy: If the queue is full, or `if_free` is asked for and it is not empty.
             Closing: If the agent is about to end.
         """
         if self._closing:
             raise Closing("the agent is about to end")
-        if self.unfinished >= self.limits.queued_jobs:
-            raise Busy(f"{self.unfinished} jobs are unfinished, which is the limit; try again")
+        most = 1 if if_free else self.limits.queued_jobs
+        if self.unfinished >= most:
+            raise Busy(f"busy, {self.unfinished} unfinished jobs of at most {most}; try again")
         name = uuid.uuid4().hex
         entry = _Entry(job, JobStatus(name, "queued"), self._folder / name)
         entry.folder.mkdir()
