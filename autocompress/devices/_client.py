@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -107,7 +108,7 @@ class AgentClient:
 
     def download(self, digest: str, most_bytes: int) -> bytes:
         """The content of a file; see `_ask` for the errors."""
-        with self._transport(), self._http.stream("GET", f"/files/{digest}") as answer:
+        with _connection(), self._http.stream("GET", f"/files/{digest}") as answer:
             content = bytearray()
             for chunk in answer.iter_bytes():
                 content += chunk
@@ -189,26 +190,32 @@ class AgentClient:
             AgentRefuses: If another try would not help.
             MeasurementError: If what was sent can't be used.
         """
-        with self._transport():
+        with _connection():
             answer = self._http.request(method, path, **options)
         if answer.status_code != may_be:
             _accepted(answer, answer.content, about)
         return answer
 
-    def _transport(self) -> _LostConnections:
-        return _LostConnections()
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """Tell what happens to connections as the errors of this module."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+            raise AgentRefuses(
+                f"its certificate is not believed: {error}; give the authority's as certificate"
+            ) from error
+        raise AgentLost(f"no answer: {type(error).__name__}: {error}") from error
 
 
-class _LostConnections:
-    """Turns what happens to connections into AgentLost."""
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Translate the error."""
-        if isinstance(error, httpx.TransportError):
-            raise AgentLost(f"no answer: {type(error).__name__}: {error}") from error
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came from."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def _accepted(answer: httpx.Response, content: bytes, about: str) -> bytes:

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -298,7 +299,7 @@ def test_examples_of_python_objects_are_not_unpickled(agent: Agent) -> None:
     assert not Path(TRAPPED).exists()
 
 
-TRAPPED = f"/tmp/autocompress-test-trapped-{os.getpid()}"
+TRAPPED = str(Path(tempfile.gettempdir()) / f"autocompress-test-trapped-{os.getpid()}")
 
 
 class Trap:

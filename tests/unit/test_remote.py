@@ -179,7 +179,7 @@ def test_a_certificate_is_believed_only_if_it_is_known(tmp_path: Path) -> None:
     model_file = artifact(tmp_path / "model.onnx", relu())
     with running_agent(tmp_path / "board", tls=(certificate, key)) as board:
         assert board.address.startswith("https:")
-        known, unknown = remote(board.address, certificate=str(certificate)), remote(board.address, wait_s=0.2)
+        known, unknown = remote(board.address, certificate=str(certificate)), remote(board.address)
         assert known.measure([model_file], model_file, examples=EXAMPLES)
         with pytest.raises(DeviceUnavailable, match="certificate"):
             unknown.measure([], model_file, examples=EXAMPLES)
