@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +19,11 @@ FastPrecision = Literal["int8", "dynamic_int8", "nbits"]
 
 GENERAL: Mapping[KernelKind, KernelKind] = {"depthwise": "conv", "attention": "linear"}
 """Kernels that a profile need not tell apart to those that stand for them then."""
+
+REMOTE = "remote"
+"""The device that is reached at addresses."""
+
+_ADDRESS = re.compile(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ class HardwareProfile:
 
     Args:
         name: What the user calls it.
-        device: How it is reached: a name in the registry of devices (`local`, `fake`).
+        device: How it is reached: a name in the registry of devices (`local`, `fake`, `remote`).
+        addresses: Where a remote device's agents listen, `http[s]://host:port`; several are a pool of equal machines.
+        certificate: File with the authority that signed the agents' certificates; empty for the system's authorities.
         provider: Execution provider of ONNX Runtime.
         threads: Threads of one inference.
         channel_multiple: Channel counts that are not a multiple of this waste work.
@@ -79,8 +87,11 @@ class HardwareProfile:
     memory_bytes: int = 0
     cpu: str = ""
     protocol: Protocol = field(default_factory=Protocol)
+    addresses: tuple[str, ...] = ()
+    certificate: str = ""
 
     def __post_init__(self) -> None:
+        self._check_addresses()
         if self.threads < 1 or self.channel_multiple < 1:
             raise InvalidInput(
                 f"hardware profile {self.name!r}: threads {self.threads} and channel_multiple {self.channel_multiple}: "
@@ -96,6 +107,24 @@ class HardwareProfile:
         """
         return self.kernels.get(kind, self.kernels.get(GENERAL.get(kind, kind), ()))
 
+    def _check_addresses(self) -> None:
+        if (self.device == REMOTE) != bool(self.addresses):
+            raise InvalidInput(
+                f"hardware profile {self.name!r}: device {self.device!r} with the addresses {list(self.addresses)}: "
+                "a remote device needs at least one, others have none"
+            )
+        for address in self.addresses:
+            if not _ADDRESS.fullmatch(address):
+                raise InvalidInput(
+                    f"hardware profile {self.name!r}: address {address!r}: expected http://host:port or https://host:port"
+                )
+        if len(set(self.addresses)) < len(self.addresses):
+            raise InvalidInput(f"hardware profile {self.name!r}: an address comes twice: {', '.join(self.addresses)}")
+        if self.certificate and not any(address.startswith("https:") for address in self.addresses):
+            raise InvalidInput(
+                f"hardware profile {self.name!r}: certificate {self.certificate!r} without an address of https"
+            )
+
 
 def load_profile(name: str) -> HardwareProfile:
     """A shipped hardware profile by name, or the user's own by the path of its YAML file.
@@ -103,9 +132,13 @@ def load_profile(name: str) -> HardwareProfile:
     Raises:
         UnknownName: If no shipped profile has that name.
         InvalidInput: If the file is missing, no YAML, or holds an unknown key or a wrong value.
+
+    A certificate's path is relative to the folder of the file.
     """
     path = find_yaml("hardware_profiles", name, "hardware profile")
     data: Any = read_yaml(path)
     if not isinstance(data, dict):
         raise InvalidInput(f"{path}: expected a mapping with the keys name, kernels, …; found {type(data).__name__}")
-    return from_data(HardwareProfile, {"name": Path(path).stem} | data, source=str(path))
+    profile = from_data(HardwareProfile, {"name": Path(path).stem} | data, source=str(path))
+    certificate = str(path.parent / profile.certificate) if profile.certificate else ""
+    return replace(profile, certificate=certificate)

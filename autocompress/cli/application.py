@@ -78,9 +78,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _command(given: Sequence[str]) -> str:
     names = {command.__name__ for command in (search, check, show, pick, report, apply, measure)}
-    if list(given[:2]) == ["device", "profile"]:
-        return "device profile "
-    return f"{given[0]} " if given and given[0] in names | {"device"} else ""
+    if given and given[0] == device.info.name:
+        known = {command.name for command in device.registered_commands}
+        return " ".join([*given[:1], *(word for word in given[1:2] if word in known), ""])
+    return f"{given[0]} " if given and given[0] in names else ""
 
 
 def _fail(message: str, code: int) -> int:

@@ -11,7 +11,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
@@ -184,7 +184,7 @@ def measure(request: Request) -> Answer:
         DeviceUnavailable: If the runtime lacks the provider.
     """
     footprints = tuple(footprint(path, request) for path in request.weighed)  # first: it must see no runtime here
-    runtime = _runtime()  # loads it, so that no model is charged for that
+    runtime = runtime_name()  # loads it, so that no model is charged for that
     subjects = [_open(path, request) for path in request.models]
     time_models(subjects, request.protocol)
     times = tuple(Samples(_in_record(subject.cpu), _in_record(subject.wall)) for subject in subjects)
@@ -199,20 +199,21 @@ def _open(path: str, request: Request) -> Subject:
     return Subject(path, session, feed, counted_clock(request.provider, request.threads), session_ms)
 
 
-def _runtime() -> str:
+def runtime_name() -> str:
+    """Name and version of the installed runtime."""
     import onnxruntime
 
     return f"onnxruntime {onnxruntime.__version__}"
 
 
-def main() -> None:
+def answer_request(work: Callable[[Request], Answer]) -> None:
     """Answer the request on standard input; an error that was expected is an answer too."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a runtime prints must not end up in the answer
     request = from_json(Request, sys.stdin.read())
     end_with_parent(request.parent)
     try:
-        answer = measure(request)
+        answer = work(request)
     except AutocompressError as error:
         answer = Answer(error=type(error).__name__, message=str(error))
     answers.write(to_json(answer))
@@ -220,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer_request(measure)

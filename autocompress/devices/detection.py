@@ -50,7 +50,7 @@ def detect_profile(threads: int = 1) -> HardwareProfile:
     Raises:
         InvalidInput: If there are not that many processors.
     """
-    cores = _usable_cores()
+    cores = usable_cores()
     if not 1 <= threads <= cores:
         raise InvalidInput(f"threads {threads}: this machine has {cores} processors; give 1 to {cores}")
     base = matching_profile(platform.machine(), cpu_flags())
@@ -109,7 +109,8 @@ def memory_bytes() -> int:
     return min(limits)
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from autocompress import errors
 from autocompress.artifact import Artifact
 from autocompress.data import Array
+from autocompress.devices._answers import measurements, raise_error, timed_models, weighed_models
 from autocompress.devices._base import DEVICES, Device
-from autocompress.devices._footprint import Footprint
+from autocompress.devices._lease import lease_path
 from autocompress.devices._measuring import Answer
+from autocompress.devices._process import module_command, module_environment
 from autocompress.devices._session import Request, counted_clock, shortened
 from autocompress.devices.detection import processor_name
 from autocompress.errors import DeviceUnavailable, MeasurementError
-from autocompress.measurement import Measurement, Samples, ratio_interval
+from autocompress.measurement import Measurement
 from autocompress.profile import HardwareProfile, Protocol
 from autocompress.serialization import from_json, to_json
-
-_PACKAGE_ROOT = Path(__file__).parents[2]
 
 
 @DEVICES.register
@@ -58,25 +55,16 @@ class LocalDevice(Device):
     ) -> tuple[Measurement, ...]:
         """Time and weigh models in a fresh process; see `Device.measure`."""
         chosen = protocol or self.profile.protocol
-        weighed = {artifact.sha256: artifact.path for artifact in artifacts}
-        timed = {reference.sha256: reference.path} | weighed
+        timed, weighed = timed_models(artifacts, reference), weighed_models(artifacts)
         with self._lease():
             answer = self._ask(tuple(timed.values()), tuple(weighed.values()), examples, chosen)
-        times = dict(zip(timed, answer.times, strict=True))
-        session_ms = dict(zip(timed, answer.session_ms, strict=True))
-        footprints = dict(zip(weighed, answer.footprints, strict=True))
-        machine = f"{processor_name()}, {answer.runtime}"
-        return tuple(
-            _measurement(
-                times[artifact.sha256],
-                times[reference.sha256],
-                footprints[artifact.sha256],
-                clock=counted_clock(self.profile.provider, self.profile.threads),
-                session_ms=session_ms[artifact.sha256],
-                protocol=chosen,
-                machine=machine,
-            )
-            for artifact in artifacts
+        return measurements(
+            answer,
+            artifacts,
+            reference,
+            clock=counted_clock(self.profile.provider, self.profile.threads),
+            protocol=chosen,
+            processor=processor_name(),
         )
 
     @contextmanager
@@ -121,15 +109,8 @@ class LocalDevice(Device):
                 subject=", ".join(models),
             )
         answer = from_json(Answer, text)
-        if answer.error:
-            raise getattr(errors, answer.error)(answer.message)
+        raise_error(answer)
         return answer
-
-
-def lease_path() -> Path:
-    """The lock file that whoever measures on this machine holds; one for each user."""
-    user = getattr(os, "getuid", getpass.getuser)()
-    return Path(tempfile.gettempdir()) / f"autocompress-{user}.lock"
 
 
 def run_process(module: str, request: str, *, limit_s: float, subject: str) -> str:
@@ -144,12 +125,11 @@ def run_process(module: str, request: str, *, limit_s: float, subject: str) -> s
     Raises:
         MeasurementError: If it takes longer, or ends with an exit code other than 0.
     """
-    # -P: a file in the working directory can't take the place of a module
-    command = [sys.executable, "-P", "-m", module]
+    command = module_command(module)
     pipe = subprocess.PIPE
     # a session of its own: Ctrl-C at the terminal reaches the search, which lets the measurement end
     with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, env=_environment(), text=True, start_new_session=True
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=module_environment(), text=True, start_new_session=True
     ) as process:
         try:
             output, log = process.communicate(request, timeout=limit_s)
@@ -164,47 +144,3 @@ def run_process(module: str, request: str, *, limit_s: float, subject: str) -> s
             f"{subject}: the measuring process ended with exit code {process.returncode}: {shortened(log[-1000:])}"
         )
     return output
-
-
-def _environment() -> dict[str, str]:
-    """This process's environment, with the package importable and numpy kept to one thread."""
-    paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-
-
-def _measurement(
-    samples: Samples,
-    reference: Samples,
-    footprint: Footprint,
-    *,
-    clock: Literal["cpu_ms", "wall_ms"],
-    session_ms: float,
-    protocol: Protocol,
-    machine: str,
-) -> Measurement:
-    """What the samples say; anyone can work it out again from the record."""
-    times, reference_times = getattr(samples, clock), getattr(reference, clock)
-    ratio, interval = ratio_interval(times, reference_times)
-    cpu, wall = np.concatenate(samples.cpu_ms), np.concatenate(samples.wall_ms)
-    p50, p95, p99 = np.percentile(wall, (50, 95, 99))
-    return Measurement(
-        latency_ms=float(np.median(np.concatenate(times))),
-        latency_ratio=ratio,
-        latency_ratio_interval=interval,
-        wall_p50_ms=float(p50),
-        wall_p95_ms=float(p95),
-        contention=float(wall.sum() / cpu.sum()),
-        peak_memory_bytes=footprint.peak_memory_bytes,
-        integer_nodes=footprint.integer_nodes,
-        nodes=footprint.nodes,
-        machine=machine,
-        protocol=protocol,
-        samples=samples,
-        reference_samples=reference,
-        wall_p99_ms=float(p99),
-        session_ms=session_ms,
-    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autocompress.artifact import Artifact
 from autocompress.devices import DEVICES, Device, open_device
+from autocompress.devices.agent.messages import Limits
 from autocompress.errors import MeasurementError
 from autocompress.measurement import Measurement
 from autocompress.profile import HardwareProfile, Protocol
 from autocompress.serialization import from_json, to_json
+from tests.agents import running_agent
 
 QUICK = Protocol(warmup_runs=1, block_ms=1.0, min_cpu_s=0.02, max_cpu_s=0.05, interval=0.5)
 EXAMPLES = (np.ones((1, 64), np.float32),)
@@ -41,9 +45,29 @@ def mlp(path: Path, width: int) -> Artifact:
     return Artifact.of(path)
 
 
+@contextmanager
+def here(name: str, _: Path) -> Iterator[HardwareProfile]:
+    """The profile of a device that needs nothing but this machine."""
+    yield HardwareProfile(name="conformance", device=name, protocol=QUICK)
+
+
+@contextmanager
+def through_an_agent(name: str, folder: Path) -> Iterator[HardwareProfile]:
+    """The profile of a device that is reached through an agent, which runs meanwhile."""
+    with running_agent(folder, limits=Limits()) as agent:
+        yield HardwareProfile(name="conformance", device=name, protocol=QUICK, addresses=(agent.address,))
+
+
+MACHINES = {"remote": through_an_agent}
+"""How the machine is set up that a device measures on, where it is not this one as it is."""
+
+
 @pytest.fixture(scope="module", params=list(DEVICES))
-def device(request: pytest.FixtureRequest) -> Device:
-    return open_device(HardwareProfile(name="conformance", device=request.param, protocol=QUICK))
+def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Device]:
+    """Each device in turn, with the machine it needs."""
+    machine = MACHINES.get(request.param, here)
+    with machine(request.param, tmp_path_factory.mktemp("machine")) as profile:
+        yield open_device(profile)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,175 @@
+"""Machines elsewhere, each with an agent: a pool that measures as the local machine does."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from autocompress.artifact import Artifact
+from autocompress.data import Array
+from autocompress.devices._answers import measurements, raise_error, timed_models, weighed_models
+from autocompress.devices._base import DEVICES, Device
+from autocompress.devices._client import AgentLost, AgentRefuses, names_in
+from autocompress.devices._measuring import Answer
+from autocompress.devices._pool import Pool, Turn
+from autocompress.devices._session import counted_clock
+from autocompress.devices.agent.messages import Capabilities, Job, JobStatus, model_file
+from autocompress.errors import DeviceUnavailable, MeasurementError
+from autocompress.measurement import Measurement
+from autocompress.profile import HardwareProfile, Protocol
+
+LARGEST_OUTPUTS_BYTES = 2**30
+"""What a run may give back."""
+
+_SLACK_S = 60.0
+"""What an agent may take longer than the limit of a job until it counts as lost."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A job and the files it needs, by digest."""
+
+    job: Job
+    files: Mapping[str, Path]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What its models are called there and here."""
+        return {model_file(digest): str(self.files[digest]) for digest in self.job.models}
+
+
+@DEVICES.register
+class RemoteDevice(Device):
+    """Machines of one kind that are reached through their agents; a job goes to the first that is free.
+
+    Args:
+        profile: With the agents' addresses; the token is read from AUTOCOMPRESS_TOKEN.
+        wait_s: Seconds to wait for a machine that is there and has time.
+        time_limit_s: Wall seconds that one model may take on average, with loading it four times.
+    """
+
+    name: ClassVar[str] = "remote"
+
+    def __init__(self, profile: HardwareProfile, *, wait_s: float = 1800.0, time_limit_s: float = 120.0) -> None:
+        super().__init__(profile)
+        self.time_limit_s = time_limit_s
+        self._pool = Pool(profile.name, profile.addresses, certificate=profile.certificate, wait_s=wait_s)
+
+    def measure(
+        self,
+        artifacts: Sequence[Artifact],
+        reference: Artifact,
+        *,
+        examples: tuple[Array, ...],
+        protocol: Protocol | None = None,
+    ) -> tuple[Measurement, ...]:
+        """Time and weigh models on one of the machines; see `Device.measure`."""
+        chosen = protocol or self.profile.protocol
+        timed, weighed = timed_models(artifacts, reference), weighed_models(artifacts)
+        with _saved(examples) as (digest, path):
+            job = replace(self._job("measure", tuple(timed), digest), weighed=tuple(weighed), protocol=chosen)
+            work = _Work(job, {key: Path(value) for key, value in timed.items()} | {digest: path})
+            status, answer = self._pool.somewhere(lambda turn: _do(work, turn))
+        return measurements(
+            answer,
+            artifacts,
+            reference,
+            clock=counted_clock(self.profile.provider, self.profile.threads),
+            protocol=chosen,
+            processor=status.processor,
+        )
+
+    def run(self, artifact: Artifact, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The outputs of a model, computed on one of the machines.
+
+        Args:
+            artifact: An ONNX file.
+            inputs: Arrays (batch, …) in the order of the model's inputs.
+
+        Raises:
+            MeasurementError: If the model can't be loaded or run, or takes too long; names the file.
+            DeviceUnavailable: If no machine is there or has time.
+        """
+        with _saved(inputs) as (digest, path):
+            work = _Work(
+                self._job("run", (artifact.sha256,), digest), {artifact.sha256: Path(artifact.path), digest: path}
+            )
+
+            def compute(turn: Turn) -> bytes:
+                status, _ = _do(work, turn)
+                return turn.client.download(status.outputs, LARGEST_OUTPUTS_BYTES)
+
+            content = self._pool.somewhere(compute)
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return tuple(file[name] for name in file.files)
+
+    def _job(self, kind: str, models: tuple[str, ...], examples: str) -> Job:
+        return Job(
+            kind="run" if kind == "run" else "measure",
+            models=models,
+            examples=examples,
+            provider=self.profile.provider,
+            threads=self.profile.threads,
+            limit_s=self.time_limit_s * len(models),
+        )
+
+
+def _do(work: _Work, turn: Turn) -> tuple[JobStatus, Answer]:
+    """One job on one machine, from its files to its answer.
+
+    Raises:
+        AgentLost: If another try or machine may help.
+        AgentRefuses: If this machine can't do it.
+        MeasurementError: If no machine can.
+    """
+    client = turn.client
+    machine = client.capabilities()
+    _require(machine, work.job)
+    for digest, path in work.files.items():
+        client.upload(digest, path, machine.limits.upload_bytes)
+    name = client.submit(work.job, if_free=turn.only_if_free)
+    try:
+        status = client.follow(name, queue_limit_s=turn.left_s, run_limit_s=work.job.limit_s + _SLACK_S)
+    except BaseException:
+        with suppress(AgentLost, AgentRefuses):  # if it can't be told, it ends the job when nobody asks for it
+            client.cancel(name)
+        raise
+    if status.answer is None:
+        raise AgentRefuses("it says that the job is done, and not what came of it")
+    answer = replace(status.answer, message=names_in(status.answer.message, work.names))
+    try:
+        raise_error(answer)
+    except DeviceUnavailable as error:  # the job was ended or lacks something there: another machine may do it
+        raise AgentLost(str(error)) from error
+    return status, answer
+
+
+def _require(machine: Capabilities, job: Job) -> None:
+    """Refuse a machine that can't do a job.
+
+    Raises:
+        AgentRefuses: If it lacks the provider or has too few processors.
+    """
+    if job.provider not in machine.providers:
+        raise AgentRefuses(f"its ONNX Runtime has no {job.provider}; it has {', '.join(machine.providers)}")
+    if job.threads > machine.threads:
+        raise AgentRefuses(f"it has {machine.threads} processors, not {job.threads}")
+
+
+@contextmanager
+def _saved(arrays: tuple[Array, ...]) -> Iterator[tuple[str, Path]]:
+    """Arrays as an .npz file without pickle: digest and path, equal for equal arrays."""
+    if any(array.dtype.hasobject for array in arrays):
+        raise MeasurementError("examples of Python objects; expected arrays of numbers")
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
+        path = Path(folder) / "examples.npz"
+        np.savez(path, *arrays)
+        yield hashlib.sha256(path.read_bytes()).hexdigest(), path
