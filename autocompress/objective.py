@@ -61,6 +61,9 @@ MEASURED = (
 )
 """What every device measures, beside the task's own metric."""
 
+MEASURED_NAMES = frozenset(objective.name for objective in MEASURED)
+"""Their names: every other objective is a metric."""
+
 
 def make_objectives(names: tuple[str, ...], metric: str, direction: Direction) -> tuple[Objective, ...]:
     """Objectives by name; without names the metric, latency and size.
@@ -114,10 +117,9 @@ def weighted_change(
         values, baseline: Of the model and the baseline.
         is_share: True if the metric is a share in [0, 1].
     """
-    measured = {objective.name for objective in MEASURED}
     total = 0.0
     for objective in objectives:
-        is_points = is_share and objective.name not in measured
+        is_points = is_share and objective.name not in MEASURED_NAMES
         total += objective.weight * objective.lost(values[objective.name], baseline[objective.name], is_share=is_points)
     return total
 
@@ -177,7 +179,7 @@ class Constraint:
         if unit and not match["name"].endswith("_bytes"):
             raise InvalidInput(f"constraint {text!r}: a unit of bytes is for size_bytes and peak_memory_bytes")
         share = "%" in (match["suffix"], match["percent"])
-        if share and match["name"] in {objective.name for objective in MEASURED}:
+        if share and match["name"] in MEASURED_NAMES:
             raise InvalidInput(
                 f"constraint {text!r}: a percentage is for metrics; {match['name']}<=0.5x is half of the baseline"
             )
@@ -207,8 +209,7 @@ class Constraint:
         about as much as a tenth of a latency.
         """
         violation = self.violation(values, baseline)
-        is_cost = self.name in {objective.name for objective in MEASURED}
-        return math.log1p(violation) if is_cost and violation > 0 else SCORE_WEIGHT * violation
+        return math.log1p(violation) if self.name in MEASURED_NAMES and violation > 0 else SCORE_WEIGHT * violation
 
     def __str__(self) -> str:
         if not self.scale:

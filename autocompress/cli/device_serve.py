@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from autocompress.errors import InvalidInput
+from autocompress.objective import BYTES
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|B)", re.IGNORECASE)
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_UNITS = {"b": 1} | {unit.lower(): size for unit, size in BYTES.items()}
 
 
 def parse_size(text: str) -> int:

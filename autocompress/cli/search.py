@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,16 +152,17 @@ def _print_end(run: Run) -> None:
             "--budget TIME"
         )
         return
-    if not [point for point in run.points if point.number > 0]:
+    points = [point for point in run.points if point.number > 0]
+    if not points:
         typer.echo(
             f"\nno model better than the baseline was found; give it more time: autocompress search --resume {path} "
             "--budget TIME"
         )
         return
-    if not [point for point in run.points if point.number > 0 and point.latency_ratio < 1]:
+    if not [point for point in points if point.latency_ratio < 1]:
         typer.echo("\nno model that was found is faster than yours")
     more = "" if run.status == "stopped" else " --budget TIME"
-    where, best = _choice(run)
+    where, best = _choice(run, points)
     asked = [*(["--where", shlex.quote(where)] if where else []), *(["--best", best] if best else [])]
     typer.echo(
         f"\nfiles:  {run.path / 'front'}\n"
@@ -172,13 +173,12 @@ def _print_end(run: Run) -> None:
     )
 
 
-def _choice(run: Run) -> tuple[str | None, str | None]:
+def _choice(run: Run, points: Sequence[Point]) -> tuple[str | None, str | None]:
     """How one might choose, as `Run.pick` takes it: by the weights, else the fastest of those that lose little."""
     config, baseline = run.config, run.baseline
     assert baseline is not None, "a run with points has a baseline"
     if all(objective.weight for objective in config.objectives):
         return None, None
-    points = [point for point in run.points if point.number > 0]
     ahead = [point for point in points if point.latency_ratio < 1]
     best = "latency_ms" if ahead else "size_bytes"
     if any(constraint.name == config.metric for constraint in config.constraints):

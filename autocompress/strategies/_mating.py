@@ -16,15 +16,18 @@ MUTATIONS = 1.0
 """Knobs of a child that are drawn anew, on average."""
 
 
-def asked_knobs(study: Study) -> dict[str, BaseDistribution]:
-    """Every knob that some complete trial was asked and that offers more than one answer.
+class AllKnobs:
+    """For genetic samplers of Optuna: they see every knob that some complete trial was asked.
 
-    Optuna's genetic samplers see those alone that all trials share: where architectures differ, nothing else.
+    By themselves they see those alone that all trials share: where architectures differ, nothing else.
     """
-    found: dict[str, BaseDistribution] = {}
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        found |= trial.distributions
-    return {name: distribution for name, distribution in found.items() if not distribution.single()}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The knobs that offer more than one answer."""
+        found: dict[str, BaseDistribution] = {}
+        for one in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            found |= one.distributions
+        return {name: distribution for name, distribution in found.items() if not distribution.single()}
 
 
 class Mating:

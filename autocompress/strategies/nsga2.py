@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 from autocompress.strategies._base import STRATEGIES
-from autocompress.strategies._mating import Mating, asked_knobs
+from autocompress.strategies._mating import AllKnobs, Mating
 from autocompress.strategies._optuna import OptunaStrategy
 
 POPULATION = 20
@@ -32,6 +29,5 @@ class NSGA2(OptunaStrategy):
         return _Sampler(seed=seed, population_size=POPULATION, child_generation_strategy=Mating(seed))
 
 
-class _Sampler(NSGAIISampler):
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return asked_knobs(study)
+class _Sampler(AllKnobs, NSGAIISampler):
+    pass

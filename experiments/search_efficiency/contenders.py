@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, RandomSampler, TPESampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial
 
 from autocompress.front import pareto_front
 from autocompress.plan import Scalar
@@ -18,7 +15,7 @@ from autocompress.space import Suggest, neutral, record_answers
 from autocompress.strategies import STRATEGIES, SearchStrategy
 from autocompress.strategies._base import Problem
 from autocompress.strategies._guided.solver import mutations
-from autocompress.strategies._mating import Mating, asked_knobs
+from autocompress.strategies._mating import AllKnobs, Mating
 from autocompress.strategies._optuna import OptunaStrategy
 from autocompress.strategies.guided import Guided, Parts
 
@@ -44,9 +41,8 @@ class NSGA3(OptunaStrategy):
         return _NSGA3(seed=seed, population_size=20, child_generation_strategy=Mating(seed))
 
 
-class _NSGA3(NSGAIIISampler):
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return asked_knobs(study)
+class _NSGA3(AllKnobs, NSGAIIISampler):
+    pass
 
 
 class GP(OptunaStrategy):
