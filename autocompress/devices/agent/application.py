@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from autocompress.devices.agent.bodies import Patience, limited, whole
+from autocompress.devices.agent.bodies import Patience, discard, limited, whole
 from autocompress.devices.agent.files import FileStore
 from autocompress.devices.agent.jobs import Jobs
 from autocompress.devices.agent.messages import VERSION, Capabilities, Health, Job, Problem
@@ -133,6 +133,7 @@ async def receive_file(request: Request) -> Response:
     setting, most = _setting(request), _setting(request).capabilities.limits.upload_bytes
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > most:
+        await discard(request.stream())
         raise TooLarge(f"{announced} bytes; this agent takes at most {most}")
     await files.receive(request.path_params["digest"], limited(request.stream(), most, setting.patience))
     return Response(status_code=HTTPStatus.CREATED)
@@ -184,7 +185,7 @@ def _problem(error: Exception, status: int) -> Response:
 
 async def _refused(_: Request, error: Exception) -> Response:
     answer = _problem(error, error.status if isinstance(error, Refusal) else HTTPStatus.INTERNAL_SERVER_ERROR)
-    if isinstance(error, TooLarge | TooSlow):  # the rest of the body is not waited for
+    if isinstance(error, TooLarge | TooSlow):  # what may be left of the body is not waited for
         answer.headers["Connection"] = "close"
     return answer
 

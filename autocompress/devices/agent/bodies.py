@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from autocompress.devices.agent.refusals import TooLarge, TooSlow
+
+LINGER_S = 5.0
+"""How long the rest of a body that is refused is still read."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,17 @@ async def limited(chunks: AsyncIterator[bytes], most_bytes: int, patience: Patie
             return
         received += len(chunk)
         if received > most_bytes:
+            await discard(chunks)
             raise TooLarge(f"more than {most_bytes} bytes, which this agent takes at most")
         yield chunk
+
+
+async def discard(chunks: AsyncIterator[bytes]) -> None:
+    """Read the rest of a body that is refused, for a while: a client that is cut off as it sends may never see why."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            async for _ in chunks:
+                pass
 
 
 async def whole(chunks: AsyncIterator[bytes], most_bytes: int, patience: Patience) -> bytes:
