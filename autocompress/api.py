@@ -27,7 +27,15 @@ from autocompress.interrupts import Interrupts
 from autocompress.landscapes import landscape
 from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
 from autocompress.measurement import Measurement
-from autocompress.objective import MEASURED, Constraint, Direction, check_shares, make_objectives, parse_constraints
+from autocompress.objective import (
+    MACHINE_NAME,
+    Constraint,
+    Direction,
+    check_shares,
+    make_objectives,
+    measured_objectives,
+    parse_constraints,
+)
 from autocompress.plan import Plan
 from autocompress.planner import planner, policies_left_out, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
@@ -60,6 +68,9 @@ EPOCHS = (2, 40)
 MEMORY_PER_WORKER = 1.5e9
 """Bytes that torch, ONNX Runtime and a small task take in each worker."""
 
+Hardware = str | HardwareProfile
+"""A machine: "local", the name of a shipped profile, the path of a YAML file, or a profile."""
+
 
 def search(
     task: Task | str,
@@ -67,7 +78,7 @@ def search(
     budget: str | float | None = None,
     trials: int | None = None,
     space: str | SearchSpace = "joint",
-    hardware: str | HardwareProfile = "local",
+    hardware: Hardware | Sequence[Hardware] = "local",
     strategy: str = "guided",
     objectives: Sequence[str] = (),
     constraints: Sequence[str] = (),
@@ -86,11 +97,13 @@ def search(
             nor a number of trials is given.
         trials: Largest number of trials beside the baseline.
         space: A shipped search space by name, a path to a YAML file, or a `SearchSpace`.
-        hardware: "local", a shipped profile by name, a path to a YAML file, or a `HardwareProfile`.
+        hardware: "local", a shipped profile by name, a path to a YAML file, or a `HardwareProfile`. With several every
+            model is measured on each of them, and the front is one of the latencies on all.
         strategy: "guided" (sensitivities, models and a solver), or one of Optuna's samplers over all knobs: "tpe",
             "nsga2" or "random". These try the uniform policies of the space first; "guided" begins with two
             that need no training, and lets the others compete.
         objectives: Names of the metric, `latency_ms`, `size_bytes`, `peak_memory_bytes`; by default the first three.
+            With several machines `latency_ms@NAME` is that on one of them, and by default that on each is an objective.
             For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"; a weight is
             that of a percent of a cost or a point of a metric that is a share.
         constraints: Such as "latency_ms<=5", "size_bytes<=0.3x", "accuracy>=baseline-1%".
@@ -111,17 +124,17 @@ def search(
         SearchFailed: If every trial fails in the same way.
     """
     started = time.monotonic()
-    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    profiles = _profiles(hardware)
     request = _Request(
         budget_s=_budget_s(budget, trials),
         trials=_positive("trials", trials),
         space=load_space(space) if isinstance(space, str) else space,
-        profile=profile,
+        profiles=profiles,
         strategy=strategy,
         objectives=tuple(objectives),
         constraints=tuple(constraints),
         max_drop=max_drop,
-        workers=_workers(workers, executor, profile),
+        workers=_workers(workers, executor, profiles),
         seed=seed,
     )
     if not 0 <= seed < 2**31:
@@ -188,7 +201,7 @@ def resume(
         config,
         budget_s=_budget_s(budget, trials) if budget is not None else config.budget_s,
         trials=_positive("trials", trials) or config.trials,
-        workers=config.workers if workers is None else _workers(workers, executor, config.profile),
+        workers=config.workers if workers is None else _workers(workers, executor, config.profiles),
     )
     with directory.locked():
         torn = directory.repair()
@@ -290,7 +303,7 @@ def apply(
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
         bench = Workbench(loaded, profile, Path(folder))
-        with _threads(_threads_per_trial(_workers(None, "processes", profile))):
+        with _threads(_threads_per_trial(_workers(None, "processes", (profile,)))):
             return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
 
 
@@ -385,7 +398,7 @@ class _Request:
     budget_s: float | None
     trials: int | None
     space: SearchSpace
-    profile: HardwareProfile
+    profiles: tuple[HardwareProfile, ...]
     strategy: str
     objectives: tuple[str, ...]
     constraints: tuple[str, ...]
@@ -427,7 +440,7 @@ class _Session:
         self._tell(config, "looking at layers and the time of an epoch")
         self._survey = self._call(config, worker.survey, config.space)
         space = resolve_epochs(config.space, _auto_epochs(config, self._survey.epoch_s))
-        planner(space, self._survey.models, config.profile)  # refuses what leaves nothing to search, in time
+        planner(space, self._survey.models, config.target)  # refuses what leaves nothing to search, in time
         self._directory.write_config(replace(config, space=space, epoch_s=self._survey.epoch_s))
         self._directory.append(baseline)
 
@@ -452,7 +465,7 @@ class _Session:
         for reason in dict.fromkeys(refused.values()):
             names = ", ".join(name for name, why in refused.items() if why == reason)
             self._tell(config, f"left out: {names}: {reason}")
-        plan = planner(config.space, self._survey.models, config.profile)
+        plan = planner(config.space, self._survey.models, config.target)
         for policy, part in policies_left_out(config.space, plan, self._survey.models).items():
             self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on this machine")
         problem = Problem(
@@ -465,7 +478,7 @@ class _Session:
             metric=config.the_metric,
             is_percentage=config.is_percentage,
             landscapes={
-                name: landscape(config.space, plan, view, config.profile) for name, view in self._survey.models.items()
+                name: landscape(config.space, plan, view, config.target) for name, view in self._survey.models.items()
             },
             epoch_s=self._survey.epoch_s,
             epoch_steps=self._survey.epoch_steps,
@@ -500,8 +513,8 @@ class _Session:
             run=lambda trial, screen: pool.submit(worker.run, assignment, trial, screen),
             look=lambda probe: pool.submit(worker.look, assignment, probe),
             test_score=lambda record: pool.submit(worker.test_score, assignment, record),
-            remeasure=lambda records, latency_ms, each_s: pool.submit(
-                worker.measure_together, assignment, records, latency_ms, each_s
+            remeasure=lambda records, baseline, each_s: pool.submit(
+                worker.measure_together, assignment, records, baseline, each_s
             ),
             kill=pool.kill,
         )
@@ -510,7 +523,7 @@ class _Session:
         from autocompress.worker import Assignment
 
         path = str(self._directory.path.resolve())
-        return Assignment(self._source, config.fingerprints["model"], config.profile, path)
+        return Assignment(self._source, config.fingerprints["model"], config.profile, path, config.other_profiles)
 
     def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
         """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
@@ -589,7 +602,8 @@ def _config(request: _Request, description: Description, source: TaskSource) -> 
         if request.max_drop < 0:
             raise InvalidInput(f"max_drop {request.max_drop:g}: expected a number from 0 up, in points")
         texts += (_drop_constraint(request.max_drop, description),)
-    known = (metric, *(objective.name for objective in MEASURED))
+    machines = [profile.name for profile in request.profiles]
+    known = (metric, *(objective.name for objective in measured_objectives(machines)))
     constraints = parse_constraints(texts, known)
     check_shares(constraints, (metric,) if description.is_percentage else ())
     return RunConfig(
@@ -600,8 +614,9 @@ def _config(request: _Request, description: Description, source: TaskSource) -> 
         direction=direction,
         fingerprints=description.fingerprints,
         space=request.space,
-        profile=request.profile,
-        objectives=make_objectives(request.objectives, metric, direction),
+        profile=request.profiles[0],
+        other_profiles=request.profiles[1:],
+        objectives=make_objectives(request.objectives, metric, direction, machines),
         constraints=constraints,
         strategy=request.strategy,
         budget_s=request.budget_s,
@@ -679,14 +694,38 @@ def _positive(name: str, value: int | None) -> int | None:
     return value
 
 
-def _workers(workers: int | None, executor: str, profile: HardwareProfile) -> int:
+def _profiles(hardware: Hardware | Sequence[Hardware]) -> tuple[HardwareProfile, ...]:
+    """The machines that were asked for.
+
+    Raises:
+        InvalidInput: If none is, or two have one name: values are told apart by it.
+    """
+    several = [hardware] if isinstance(hardware, str | HardwareProfile) else list(hardware)
+    found = tuple(resolve_profile(one) if isinstance(one, str) else one for one in several)
+    names = [profile.name for profile in found]
+    if not found:
+        raise InvalidInput("hardware: no machine is given; expected a profile or several")
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput(
+                f"hardware: {names.count(name)} profiles are called {name!r}; give each a name of its own, by `name` "
+                "in its YAML file"
+            )
+        if len(names) > 1 and not MACHINE_NAME.fullmatch(name):
+            raise InvalidInput(
+                f"hardware: a profile is called {name!r}; expected letters, digits and . _ + - in its name"
+            )
+    return found
+
+
+def _workers(workers: int | None, executor: str, profiles: Sequence[HardwareProfile]) -> int:
     """Trials at the same time; one where inference takes several threads, since wall time suffers from other work."""
     EXECUTORS[executor]
     if executor == "inline":
         return 1
     if workers is not None:
         return _positive("workers", workers) or 1
-    if profile.threads > 1:
+    if any(profile.threads > 1 for profile in profiles):
         return 1
     memory = memory_bytes() or MEMORY_PER_WORKER * _cores()
     return max(1, min(_cores(), int(memory / MEMORY_PER_WORKER)))

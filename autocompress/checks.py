@@ -151,7 +151,7 @@ def _layers(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerView
 
 def _share_in_reach(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerView]) -> float:
     """Share of the original's parameters in layers that some knob changes."""
-    plan = planner(resolve_epochs(space, 1), {ORIGINAL: models[ORIGINAL]}, bench.profile)
+    plan = planner(resolve_epochs(space, 1), {ORIGINAL: models[ORIGINAL]}, bench.target)
     reached = {name.split("/")[2] for name in neutral_answers(plan) if "/" in name}
     view = models[ORIGINAL]
     reached |= {layer for group in view.channel_groups if group.name in reached for layer in group.layers}
@@ -170,7 +170,7 @@ def _one_trial(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerV
     """The first policy of the space, with one epoch where it is trained, or two for small students."""
     from autocompress.pipeline import run_trial
 
-    found = policy_plans(space, planner(resolve_epochs(space, 1), models, bench.profile))
+    found = policy_plans(space, planner(resolve_epochs(space, 1), models, bench.target))
     if not found:
         return "the space has no uniform policies; nothing to try"
     record = run_trial(Trial(1, found[0][1]), bench)

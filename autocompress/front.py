@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.objective import Constraint, Objective
+from autocompress.objective import LATENCY, Constraint, Objective, quantity
 from autocompress.record import Record
 
 
@@ -89,22 +89,22 @@ class _Noise:
 
     def __init__(self, records: Sequence[Record], objectives: Sequence[Objective]) -> None:
         self._tolerances = np.array([objective.tolerance for objective in objectives])
-        self._is_latency = np.array([objective.name == "latency_ms" for objective in objectives])
-        self._halves = np.array([_half_interval(record) for record in records])
+        self._halves = np.array([[_half_interval(record, one.name) for one in objectives] for record in records])
 
     def between(self, rows: Sequence[int], row: int, scale: Array) -> Array:
         """Differences of costs (rows, objectives) that count as none, at some level of the costs."""
-        spread = np.hypot(self._halves[rows], self._halves[row])[:, None] * self._is_latency
+        spread = np.hypot(self._halves[rows], self._halves[row])
         difference: Array = np.maximum(self._tolerances, spread) * np.abs(scale)
         return difference
 
 
-def _half_interval(record: Record) -> float:
-    """Half of the 95 % interval of a latency, relative to it."""
-    if record.measurement is None:
+def _half_interval(record: Record, name: str) -> float:
+    """Half of the 95 % interval of a latency, relative to it; 0 for other values."""
+    measurement = record.measurement_for(name)
+    if measurement is None or quantity(name) != LATENCY:
         return 0.0
-    low, high = record.measurement.latency_ratio_interval
-    return (high - low) / 2 / max(record.measurement.latency_ratio, 1e-12)
+    low, high = measurement.latency_ratio_interval
+    return (high - low) / 2 / max(measurement.latency_ratio, 1e-12)
 
 
 def _not_beaten(costs: Array) -> Array:

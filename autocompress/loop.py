@@ -14,11 +14,10 @@ from autocompress.doubt import likely_front
 from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
-from autocompress.measurement import Measurement
 from autocompress.plan import Plan
 from autocompress.point import confirmed, point_name
 from autocompress.probe import Probe, Sensitivity
-from autocompress.record import SPARSIFY, TAKEN_UP, Confirmation, Proposal, Record, SplitScore, Trial
+from autocompress.record import SPARSIFY, TAKEN_UP, Confirmation, Proposal, Record, Remeasured, SplitScore, Trial
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus, is_disk_full
 from autocompress.screen import Screen
 from autocompress.snapshot import Observer, Phase, Snapshot
@@ -53,8 +52,6 @@ PATIENCE_S = 120.0
 REPORT_S = 2.0
 """Seconds kept for the report and for ending the processes."""
 
-Remeasured = tuple[tuple[int, Measurement, dict[str, float]], ...]
-
 
 @dataclass(frozen=True)
 class Calls:
@@ -64,14 +61,14 @@ class Calls:
         run: Carry out a trial.
         look: Look at a single change.
         test_score: Score a finished model on the test split.
-        remeasure: Measure finished models together: records, the baseline's latency, CPU seconds for each.
+        remeasure: Measure finished models together: records, the baseline's values, CPU seconds for each.
         kill: Drop all running work.
     """
 
     run: Callable[[Trial, Screen], Future[Record]]
     look: Callable[[Probe], Future[Sensitivity]]
     test_score: Callable[[Record], Future[SplitScore]]
-    remeasure: Callable[[tuple[Record, ...], float, float], Future[Remeasured]]
+    remeasure: Callable[[tuple[Record, ...], Mapping[str, float], float], Future[tuple[Remeasured, ...]]]
     kill: Callable[[], None]
 
 
@@ -518,20 +515,21 @@ class SearchLoop:
             return
         scored_s = self._clock.elapsed_s
         each_s = max(0.1, min(MOST_CPU_S, (self._left_s() - 3.0) / (len(records) + 1)))
-        measured = self._calls.remeasure(records, self._baseline.values["latency_ms"], each_s)
+        measured = self._calls.remeasure(records, self._baseline.values, each_s)
         self._await([measured])
         workers = min(self._config.workers, len(records))
         seconds = (workers * (scored_s - started_s) + self._clock.elapsed_s - scored_s) / len(records)
-        for number, measurement, values in measured.result():
-            score = scores[number]
+        for again in measured.result():
+            score = scores[again.number]
             confirmation = Confirmation(
-                number,
+                again.number,
                 score.values,
-                measurement,
-                values,
+                again.measurement,
+                again.values,
                 test_fold_scores=score.fold_scores,
                 seconds=seconds,
-                believed=believed.get(number),
+                believed=believed.get(again.number),
+                other_measurements=again.other_measurements,
             )
             self._directory.append(confirmation)
             self._confirmations.append(confirmation)

@@ -20,7 +20,8 @@ class Objective:
     """One value to optimize.
 
     Args:
-        name: The metric's name, `latency_ms`, `size_bytes` or `peak_memory_bytes`.
+        name: The metric's name, `latency_ms`, `size_bytes` or `peak_memory_bytes`; with several machines also
+            `latency_ms@MACHINE` and `peak_memory_bytes@MACHINE`.
         direction: "maximize" or "minimize".
         unit: For tables: "ms", "bytes", or "" for a metric.
         tolerance: Relative difference below which two values are a tie (measuring noise); 0 compares exactly.
@@ -61,23 +62,71 @@ MEASURED = (
 )
 """What every device measures, beside the task's own metric."""
 
-MEASURED_NAMES = frozenset(objective.name for objective in MEASURED)
-"""Their names: every other objective is a metric."""
+LATENCY, SIZE, MEMORY = (objective.name for objective in MEASURED)
+
+LATENCY_RATIO = "latency_ratio"
+"""Latency over that of the baseline."""
+
+MACHINE_NAME = re.compile(r"[\w.+-]+")
+"""What a machine may be called where there are several."""
+
+PER_MACHINE = (LATENCY, MEMORY)
+"""What is asked for and differs from machine to machine."""
 
 
-def make_objectives(names: tuple[str, ...], metric: str, direction: Direction) -> tuple[Objective, ...]:
-    """Objectives by name; without names the metric, latency and size.
+def on_machine(name: str, machine: str) -> str:
+    """What a value is called that one of several machines has.
+
+    >>> on_machine("latency_ms", "phone"), quantity("latency_ms@phone"), quantity("latency_ms")
+    ('latency_ms@phone', 'latency_ms', 'latency_ms')
+    """
+    return f"{name}@{machine}"
+
+
+def quantity(name: str) -> str:
+    """What a value is, on whatever machine; see `on_machine`."""
+    return name.partition("@")[0]
+
+
+def is_measured(name: str) -> bool:
+    """True if a device measures the value; else it is a metric."""
+    return any(objective.name == quantity(name) for objective in MEASURED)
+
+
+def measured_objectives(machines: Sequence[str]) -> tuple[Objective, ...]:
+    """All that is measured.
+
+    Args:
+        machines: Names of all machines; values without a machine in their names are those of the first.
+    """
+    if len(machines) < 2:
+        return MEASURED
+    own = (
+        replace(one, name=on_machine(one.name, machine))
+        for one in MEASURED
+        if one.name in PER_MACHINE
+        for machine in machines
+    )
+    return (*MEASURED, *own)
+
+
+def make_objectives(
+    names: tuple[str, ...], metric: str, direction: Direction, machines: Sequence[str] = ()
+) -> tuple[Objective, ...]:
+    """Objectives by name; without names the metric, the latency on each machine, and size.
 
     Args:
         names: Each a name, or all of them names with weights such as `accuracy:10` and `latency_ms:1`.
         metric, direction: Of the task.
+        machines: Names of the machines, the first one first, where there are several.
 
     Raises:
         UnknownName: If a name is neither the task's metric nor measured.
         InvalidInput: If a name is given twice, or some have weights and others none.
     """
-    known = {metric: Objective(metric, direction)} | {objective.name: objective for objective in MEASURED}
-    chosen = dict.fromkeys((metric, "latency_ms", "size_bytes"), 0.0) if not names else {}
+    known = {metric: Objective(metric, direction)} | {one.name: one for one in measured_objectives(machines)}
+    latencies = [on_machine(LATENCY, machine) for machine in machines] if len(machines) > 1 else [LATENCY]
+    chosen = dict.fromkeys((metric, *latencies, SIZE), 0.0) if not names else {}
     for text in names:
         name, weight = _weighted(text)
         if name not in known:
@@ -119,7 +168,7 @@ def weighted_change(
     """
     total = 0.0
     for objective in objectives:
-        is_points = is_share and objective.name not in MEASURED_NAMES
+        is_points = is_share and not is_measured(objective.name)
         total += objective.weight * objective.lost(values[objective.name], baseline[objective.name], is_share=is_points)
     return total
 
@@ -132,7 +181,7 @@ BYTES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB
 
 _NUMBER = r"[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|[-+]?\.\d+"
 _CONSTRAINT = re.compile(
-    rf"^\s*(?P<name>\w+)\s*(?P<operator><=|>=)\s*(?:"
+    rf"^\s*(?P<name>\w+(?:@{MACHINE_NAME.pattern})?)\s*(?P<operator><=|>=)\s*(?:"
     rf"(?P<plain>{_NUMBER})\s*(?P<suffix>%|x|{'|'.join(BYTES)}|)"
     rf"|baseline(?:\s*(?P<sign>[-+*])\s*(?P<number>{_NUMBER})\s*(?P<percent>%?))?"
     rf")\s*$"
@@ -176,10 +225,10 @@ class Constraint:
                 "(97%), a size (60KiB), a multiple of the baseline (0.5x), or baseline-0.01"
             )
         unit = BYTES.get(match["suffix"] or "")
-        if unit and not match["name"].endswith("_bytes"):
+        if unit and not quantity(match["name"]).endswith("_bytes"):
             raise InvalidInput(f"constraint {text!r}: a unit of bytes is for size_bytes and peak_memory_bytes")
         share = "%" in (match["suffix"], match["percent"])
-        if share and match["name"] in MEASURED_NAMES:
+        if share and is_measured(match["name"]):
             raise InvalidInput(
                 f"constraint {text!r}: a percentage is for metrics; {match['name']}<=0.5x is half of the baseline"
             )
@@ -209,7 +258,7 @@ class Constraint:
         about as much as a tenth of a latency.
         """
         violation = self.violation(values, baseline)
-        return math.log1p(violation) if self.name in MEASURED_NAMES and violation > 0 else SCORE_WEIGHT * violation
+        return math.log1p(violation) if is_measured(self.name) and violation > 0 else SCORE_WEIGHT * violation
 
     def __str__(self) -> str:
         if not self.scale:

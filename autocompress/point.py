@@ -6,13 +6,15 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from autocompress.measurement import Measurement
+from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, on_machine
 from autocompress.plan import ORIGINAL, Plan, Step
 from autocompress.record import Confirmation, Record
 
@@ -24,6 +26,17 @@ WORDS = ("precision", "pattern", "decomposition", "importance")
 
 _UNFIT = re.compile(r"[^\w.+-]+")
 """What names of files had better not hold."""
+
+
+@dataclass(frozen=True)
+class OnMachine:
+    """What a model is on one of several machines; see `Point`."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    latency_ms: float
+    latency_ratio: float
+    latency_ratio_interval: tuple[float, float]
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Point:
         peak_memory_bytes: Peak memory of a session.
         confidence: How sure it is that no other model of the front beats it, given how few samples validation data
             has, in [0, 1]; None for the baseline where it is not on the front.
+        machines: The same by machine, where there are several; latency and memory above are those of the first.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -61,6 +75,7 @@ class Point:
     size_ratio: float
     peak_memory_bytes: int
     confidence: float | None = None
+    machines: Mapping[str, OnMachine] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The point as the stable contract of `autocompress show RUN --format json` has it."""
@@ -76,6 +91,7 @@ class Point:
             "size_ratio": self.size_ratio,
             "peak_memory_bytes": self.peak_memory_bytes,
             "confidence": self.confidence,
+            "machines": {name: asdict(own) for name, own in self.machines.items()},
         }
 
     def values(self) -> dict[str, float]:
@@ -88,6 +104,11 @@ class Point:
             "size_bytes": float(self.size_bytes),
             "size_ratio": self.size_ratio,
             "peak_memory_bytes": float(self.peak_memory_bytes),
+            **{
+                on_machine(key, name): float(getattr(own, key))
+                for name, own in self.machines.items()
+                for key in (LATENCY, LATENCY_RATIO, MEMORY)
+            },
         }
 
     def as_row(self) -> dict[str, Any]:
@@ -116,6 +137,7 @@ def confirmed(records: Sequence[Record], confirmations: Sequence[Confirmation]) 
             record,
             values={**record.values, **latest[record.number].values},
             measurement=latest[record.number].measurement,
+            other_measurements=latest[record.number].other_measurements,
         )
         if record.number in latest
         else record
@@ -144,7 +166,6 @@ def make_point(
     """
     test = next((c.test for c in reversed(confirmations) if c.number == record.number), {})
     name = point_name(record)
-    interval = record.measurement.latency_ratio_interval if record.measurement else (1.0, 1.0)
     return Point(
         number=record.number,
         name=name,
@@ -154,12 +175,31 @@ def make_point(
         test=test,
         latency_ms=record.values["latency_ms"],
         latency_ratio=record.values["latency_ratio"],
-        latency_ratio_interval=interval,
+        latency_ratio_interval=_interval(record.measurement),
         size_bytes=int(record.values["size_bytes"]),
         size_ratio=record.values["size_bytes"] / baseline.values["size_bytes"],
         peak_memory_bytes=int(record.values["peak_memory_bytes"]),
         confidence=confidence,
+        machines=_machines(record),
     )
+
+
+def _machines(record: Record) -> dict[str, OnMachine]:
+    names = [name.partition("@")[2] for name in record.values if name.startswith(on_machine(LATENCY, ""))]
+    found: dict[str, OnMachine] = {}
+    for name in names:
+        measurement = record.other_measurements.get(name, record.measurement)
+        found[name] = OnMachine(
+            latency_ms=record.values[on_machine(LATENCY, name)],
+            latency_ratio=record.values[on_machine(LATENCY_RATIO, name)],
+            latency_ratio_interval=_interval(measurement),
+            peak_memory_bytes=int(record.values[on_machine(MEMORY, name)]),
+        )
+    return found
+
+
+def _interval(measurement: Measurement | None) -> tuple[float, float]:
+    return measurement.latency_ratio_interval if measurement else (1.0, 1.0)
 
 
 def point_name(record: Record) -> str:

@@ -35,7 +35,8 @@ class Sensitivity:
         divergence: How far the outputs are from those of the original on calibration samples, >= 0: the mean
             Kullback-Leibler divergence of the classes, or the mean square of the difference over the variance of the
             outputs. No labels are looked at.
-        values: `latency_ratio` and `size_bytes`, as measured of the file.
+        values: `size_bytes` and `latency_ratio`, with several machines also `latency_ratio@MACHINE`, as measured of the
+            file.
         seconds: Wall time.
         ended_s: Wall time of the search, over all its resumes, at which it ended.
     """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
 
@@ -124,6 +125,27 @@ class HardwareProfile:
             raise InvalidInput(
                 f"hardware profile {self.name!r}: certificate {self.certificate!r} without an address of https"
             )
+
+
+def made_for(profiles: Sequence[HardwareProfile]) -> HardwareProfile:
+    """What models have to fit that run on several machines; the profile itself if there is one.
+
+    Precisions are offered that are fast on any of them, channels come in multiples that suit all, and weights have 7
+    bits if one of them needs that.
+    """
+    first, *others = profiles
+    if not others:
+        return first
+    kernels: dict[KernelKind, tuple[FastPrecision, ...]] = {
+        kind: tuple(dict.fromkeys(precision for one in profiles for precision in one.fast(kind)))
+        for kind in get_args(KernelKind)
+    }
+    return replace(
+        first,
+        kernels=kernels,
+        channel_multiple=math.lcm(*(one.channel_multiple for one in profiles)),
+        reduce_range=any(one.reduce_range for one in profiles),
+    )
 
 
 def load_profile(name: str) -> HardwareProfile:

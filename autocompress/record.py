@@ -79,6 +79,7 @@ class Record:
             the metric can't be taken of parts.
         artifact: The model file, for complete trials.
         measurement: How the latency came about.
+        other_measurements: The same on the other machines of the search, by the names of their profiles.
         seconds: Wall time by stage.
         notes: What the user should know, for example that a choice brought size but no speed here.
         details: Other facts: score before recovery, parity error, parameters, MACs.
@@ -99,6 +100,7 @@ class Record:
     details: Mapping[str, float] = field(default_factory=dict)
     machine: str = ""
     ended_s: float = 0.0
+    other_measurements: Mapping[str, Measurement] = field(default_factory=dict)
     kind: Literal["trial"] = "trial"
 
     @property
@@ -115,6 +117,10 @@ class Record:
     def elapsed_s(self) -> float:
         """Wall time of the whole trial."""
         return sum(self.seconds.values())
+
+    def measurement_for(self, name: str) -> Measurement | None:
+        """The measurement that a value such as `latency_ms` or `latency_ms@phone` comes from."""
+        return self.other_measurements.get(name.partition("@")[2], self.measurement)
 
     @property
     def training_s(self) -> float:
@@ -136,6 +142,23 @@ class SplitScore:
 
 
 @dataclass(frozen=True)
+class Remeasured:
+    """A finished model that was measured again.
+
+    Args:
+        number: Number of the trial.
+        measurement: On the first machine.
+        other_measurements: On the others, by the names of their profiles.
+        values: Latencies, which replace those of the record. Peak memory is not taken again.
+    """
+
+    number: int
+    measurement: Measurement
+    other_measurements: Mapping[str, Measurement]
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Confirmation:
     """What the end of a search adds to a point of the front.
 
@@ -145,6 +168,7 @@ class Confirmation:
         number: Number of the trial.
         test: Metric name to its value on the test split; empty where the task has none.
         measurement: The later, better measurement.
+        other_measurements: The same on the other machines, by the names of their profiles.
         values: The measured values that replace those of the record.
         test_fold_scores: The metric on parts of the test split.
         seconds: Time of workers that scoring and measuring took.
@@ -160,4 +184,5 @@ class Confirmation:
     test_fold_scores: tuple[float, ...] = ()
     seconds: float = 0.0
     believed: float | None = None
+    other_measurements: Mapping[str, Measurement] = field(default_factory=dict)
     kind: Literal["confirmation"] = "confirmation"

@@ -23,7 +23,7 @@ from autocompress.front import feasible
 from autocompress.objective import Constraint, Direction, Objective
 from autocompress.point import Point, as_csv, confirmed, make_point
 from autocompress.probe import Sensitivity
-from autocompress.profile import HardwareProfile
+from autocompress.profile import HardwareProfile, made_for
 from autocompress.record import Confirmation, Record
 from autocompress.serialization import dumps, from_data, from_json, to_json, write_atomically
 from autocompress.space import SearchSpace
@@ -60,6 +60,7 @@ class RunConfig:
         fingerprints: Digests of model, data and metric; a resumed search must have the same.
         space: The space with nothing left to resolve.
         profile: The machine.
+        other_profiles: Further machines that models are measured on.
         objectives, constraints: What is better, what is allowed.
         strategy: Name of the search strategy.
         budget_s: Seconds of wall time over all resumes, or None.
@@ -92,7 +93,18 @@ class RunConfig:
     machine: str = ""
     created: str = ""
     epoch_s: float | None = None
+    other_profiles: tuple[HardwareProfile, ...] = ()
     version: int = 1
+
+    @property
+    def profiles(self) -> tuple[HardwareProfile, ...]:
+        """All machines, the first one first."""
+        return (self.profile, *self.other_profiles)
+
+    @property
+    def target(self) -> HardwareProfile:
+        """What models are made for."""
+        return made_for(self.profiles)
 
     @property
     def the_metric(self) -> Objective:

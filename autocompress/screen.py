@@ -9,12 +9,10 @@ from typing import ClassVar
 from pydantic import ConfigDict
 
 from autocompress.front import dominates
-from autocompress.objective import MEASURED, Constraint, Objective
+from autocompress.objective import LATENCY, Constraint, Objective, is_measured, quantity
 
 HURRIED = 0.04
 """Share by which a latency measured before training may be beyond its bound: it was taken in a hurry."""
-
-_MEASURED = frozenset(objective.name for objective in MEASURED)
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,8 @@ class Screen:
         is trusted to gain as much again on the best of them.
         """
         for constraint in self.constraints:
-            slack = HURRIED if constraint.name == "latency_ms" else 0.0
-            if constraint.name in _MEASURED and constraint.violation(measured, self.baseline) > slack:
+            slack = HURRIED if quantity(constraint.name) == LATENCY else 0.0
+            if is_measured(constraint.name) and constraint.violation(measured, self.baseline) > slack:
                 bound = constraint.bound(self.baseline)
                 return f"{constraint.name} is {measured[constraint.name]:.6g}, beyond the constraint of {bound:.6g}"
         hopeful = {**measured, self.metric: self._hope()}

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.graph.view import LayerView
-from autocompress.measurement import Measurement
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import Record, SplitScore, Trial
+from autocompress.record import Record, Remeasured, SplitScore, Trial
 from autocompress.screen import Screen
 from autocompress.serialization import from_json, to_json
 from autocompress.space import SearchSpace
@@ -34,12 +33,14 @@ class Assignment:
         weights: Digest of its model's weights.
         profile: The machine.
         directory: The run directory.
+        other_profiles: Further machines to measure on.
     """
 
     source: TaskSource
     weights: str
     profile: HardwareProfile
     directory: str
+    other_profiles: tuple[HardwareProfile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,23 +150,25 @@ def test_score(assignment: Assignment, record: Record) -> SplitScore:
 
 
 def measure_together(
-    assignment: Assignment, records: tuple[Record, ...], baseline_latency_ms: float, max_cpu_s: float
-) -> tuple[tuple[int, Measurement, dict[str, float]], ...]:
+    assignment: Assignment, records: tuple[Record, ...], baseline: Mapping[str, float], max_cpu_s: float
+) -> tuple[Remeasured, ...]:
     """Measure finished models again, all in one process."""
     from autocompress.pipeline import remeasure
 
-    return remeasure(records, _bench(assignment), baseline_latency_ms, max_cpu_s)
+    return remeasure(records, _bench(assignment), baseline, max_cpu_s)
 
 
 @lru_cache(maxsize=2)
-def _bench_of(source: TaskSource, weights: str, profile_json: str, directory: str) -> Workbench:
+def _bench_of(source: TaskSource, weights: str, profiles: tuple[str, ...], directory: str) -> Workbench:
     from autocompress.pipeline import Workbench
 
     task = source.load()
     task.require_weights(weights)
-    return Workbench(task, from_json(HardwareProfile, profile_json), Path(directory))
+    first, *others = (from_json(HardwareProfile, profile) for profile in profiles)
+    return Workbench(task, first, Path(directory), tuple(others))
 
 
 def _bench(assignment: Assignment) -> Workbench:
     """The workbench of an assignment, kept warm between calls."""
-    return _bench_of(assignment.source, assignment.weights, to_json(assignment.profile), assignment.directory)
+    profiles = tuple(map(to_json, (assignment.profile, *assignment.other_profiles)))  # which can be hashed
+    return _bench_of(assignment.source, assignment.weights, profiles, assignment.directory)

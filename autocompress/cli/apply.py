@@ -27,14 +27,14 @@ def apply(
     Example: `autocompress apply runs/digits/front/012-int8.json task.py --output again.onnx`
     """
     from autocompress import api
-    from autocompress.objective import MEASURED_NAMES
+    from autocompress.objective import LATENCY_RATIO, MEASURED
 
     config = find_config(Path.cwd())
     offer_data(data, config)
-    options: dict[str, Any] = {"hardware": hardware or config.hardware, "seed": config.seed if seed is None else seed}
+    options: dict[str, Any] = {"hardware": hardware or config.machine, "seed": config.seed if seed is None else seed}
     given = {name: value for name, value in options.items() if value is not None}
     record = api.apply(plan, the_task(task, config), output=output, **given)
-    measured = MEASURED_NAMES | {"latency_ratio"}
+    measured = {objective.name for objective in MEASURED} | {LATENCY_RATIO}
     for name, value in record.values.items():
         if name not in measured:
             typer.echo(f"{name} on validation data: {value:.6g}")

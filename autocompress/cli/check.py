@@ -31,7 +31,7 @@ def check(
 
     config = find_config(Path.cwd())
     offer_data(data, config)
-    options = {"space": space or config.space, "hardware": hardware or config.hardware}
+    options = {"space": space or config.space, "hardware": hardware or config.machine}
     given = {name: value for name, value in options.items() if value is not None}
     if not api.check(the_task(task, config), observe=_print, **given).ok:
         raise typer.Exit(1)

@@ -14,6 +14,7 @@ from autocompress.serialization import from_data, read_yaml
 
 _YAML = "autocompress.yaml"
 _TOML = "pyproject.toml"
+_YAML_ENDINGS = (".yaml", ".yml")
 
 
 class Config(BaseModel):
@@ -30,7 +31,7 @@ class Config(BaseModel):
     budget: str | int | float | None = None
     trials: PositiveInt | None = None
     space: str | None = None
-    hardware: str | None = None
+    hardware: str | list[str] | None = None
     strategy: str | None = None
     objectives: list[str] = Field(default_factory=list)
     constraints: list[str] = Field(default_factory=list)
@@ -39,6 +40,12 @@ class Config(BaseModel):
     executor: str | None = None
     seed: int | None = None
     output: str | None = None
+
+    @property
+    def machine(self) -> str | None:
+        """The hardware profile, or the first of several, for commands that take one."""
+        several = [self.hardware] if isinstance(self.hardware, str) else self.hardware
+        return several[0] if several else None
 
     def values(self) -> dict[str, Any]:
         """The keys that are set."""
@@ -79,8 +86,17 @@ def _source(path: Path) -> str:
 
 def _resolve(config: Config, folder: Path) -> Config:
     files = {key: value for key in ("data", "output") if (value := getattr(config, key)) is not None}
-    for key, endings in (("task", (".py",)), ("space", (".yaml", ".yml")), ("hardware", (".yaml", ".yml"))):
+    for key, endings in (("task", (".py",)), ("space", _YAML_ENDINGS)):
         value = getattr(config, key)
         if value is not None and value.partition(":")[0].endswith(endings):
             files[key] = value
-    return config.model_copy(update={key: str(folder / Path(value).expanduser()) for key, value in files.items()})
+    found: dict[str, Any] = {key: _inside(folder, value) for key, value in files.items()}
+    if config.hardware is not None:
+        several = [config.hardware] if isinstance(config.hardware, str) else config.hardware
+        places = [_inside(folder, one) if one.endswith(_YAML_ENDINGS) else one for one in several]
+        found["hardware"] = places[0] if isinstance(config.hardware, str) else places
+    return config.model_copy(update=found)
+
+
+def _inside(folder: Path, name: str) -> str:
+    return str(folder / Path(name).expanduser())

@@ -22,7 +22,7 @@ def list_devices(
     from autocompress.devices._client import AgentClient, AgentLost, AgentRefuses
     from autocompress.duration import format_duration
 
-    profile = resolve_with_addresses(hardware or find_config(Path.cwd()).hardware or "local")
+    profile = resolve_with_addresses(hardware or find_config(Path.cwd()).machine or "local")
     for address in profile.addresses:
         with AgentClient(address, certificate=profile.certificate) as client:
             try:

@@ -37,7 +37,7 @@ def measure(
     from autocompress import api
     from autocompress.serialization import to_json
 
-    profile = hardware or find_config(Path.cwd()).hardware
+    profile = hardware or find_config(Path.cwd()).machine
     given = {"hardware": profile} if profile is not None else {}
     result = api.measure(model, reference=reference, **given)
     if format is Format.JSON:

@@ -12,7 +12,7 @@ import typer
 from autocompress.cli.config import Config, find_config
 from autocompress.cli.locate import offer_data, the_task
 from autocompress.errors import InvalidInput
-from autocompress.objective import Constraint
+from autocompress.objective import LATENCY_RATIO, Constraint, quantity
 
 if TYPE_CHECKING:
     from autocompress.point import Point
@@ -44,7 +44,11 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Stop after so many trials.")] = None,
     space: Annotated[str | None, typer.Option(help="Search space: a shipped name (`joint`) or a YAML file.")] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="The machine to measure on: a shipped profile (`local`) or a YAML file.")
+        list[str] | None,
+        typer.Option(
+            help="The machine to measure on: a shipped profile (`local`) or a YAML file. Repeat it for several: every "
+            "model is measured on each, and `latency_ms@NAME` is an objective for each."
+        ),
     ] = None,
     objective: Annotated[
         list[str] | None,
@@ -94,7 +98,7 @@ def search(
         "budget": budget,
         "trials": trials,
         "space": space,
-        "hardware": hardware,
+        "hardware": tuple(hardware or ()),
         "objectives": tuple(objective or ()),
         "constraints": tuple(constraint or ()),
         "max_drop": max_drop,
@@ -194,6 +198,6 @@ def _choice(run: Run, points: Sequence[Point]) -> tuple[str | None, str | None]:
 
 def _told(run: Run, point: Point) -> str:
     """A point in a line."""
-    shown = {"metric", "test", "latency_ratio", "size_ratio"}
-    cells = (f"{column.title} {column.cell(point)}" for column in run.columns() if column.key in shown)
+    shown = {"metric", "test", LATENCY_RATIO, "size_ratio"}
+    cells = (f"{column.title} {column.cell(point)}" for column in run.columns() if quantity(column.key) in shown)
     return f"{point.name}: {', '.join(cells)}"

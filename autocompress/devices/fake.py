@@ -13,7 +13,7 @@ from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._footprint import is_integer
 from autocompress.errors import MeasurementError
 from autocompress.measurement import Measurement, Samples
-from autocompress.profile import Protocol
+from autocompress.profile import HardwareProfile, Protocol
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -22,7 +22,7 @@ MACS_PER_MS = 1e7
 """Speed of the machine in fp32."""
 
 INTEGER_SPEEDUP = 2.0
-"""How many integer multiply-adds take the time of one in fp32."""
+"""How many integer multiply-adds take the time of one in fp32, for kinds of layers where the profile has them fast."""
 
 OVERHEAD_MS = 0.001
 """What an inference takes without any multiply-add."""
@@ -46,14 +46,16 @@ class FakeDevice(Device):
     ) -> tuple[Measurement, ...]:
         """Work out what a machine might measure; see `Device.measure`."""
         chosen = protocol or self.profile.protocol
-        baseline = _Workload.of(reference, examples)
-        return tuple(_measurement(_Workload.of(artifact, examples), baseline, chosen) for artifact in artifacts)
+        baseline = _Workload.of(reference, examples, self.profile)
+        return tuple(
+            _measurement(_Workload.of(artifact, examples, self.profile), baseline, chosen) for artifact in artifacts
+        )
 
 
 class _Workload:
     """What one inference asks of the machine."""
 
-    def __init__(self, graph: GraphProto, shapes: dict[str, Shape]) -> None:
+    def __init__(self, graph: GraphProto, shapes: dict[str, Shape], profile: HardwareProfile) -> None:
         producers = {output: node for node in graph.node for output in node.output}
         self.nodes = len(graph.node)
         self.integer_nodes = 0
@@ -62,10 +64,11 @@ class _Workload:
         for node in graph.node:
             integer = is_integer(node.op_type) or _has_quantized_inputs(node, producers)
             self.integer_nodes += integer
-            self.latency_ms += count_macs(node, shapes) / MACS_PER_MS / (INTEGER_SPEEDUP if integer else 1.0)
+            is_fast = integer and profile.fast("conv" if "Conv" in node.op_type else "linear")
+            self.latency_ms += count_macs(node, shapes) / MACS_PER_MS / (INTEGER_SPEEDUP if is_fast else 1.0)
 
     @classmethod
-    def of(cls, artifact: Artifact, examples: tuple[Array, ...]) -> _Workload:
+    def of(cls, artifact: Artifact, examples: tuple[Array, ...], profile: HardwareProfile) -> _Workload:
         """The workload of a file.
 
         Raises:
@@ -73,7 +76,7 @@ class _Workload:
         """
         model = _load(Path(artifact.path))
         _fix_inputs(model.graph, examples, artifact.path)
-        return cls(model.graph, _infer_shapes(model))
+        return cls(model.graph, _infer_shapes(model), profile)
 
 
 def count_macs(node: NodeProto, shapes: dict[str, Shape]) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,12 @@ from autocompress.artifact import Artifact
 from autocompress.data import head
 from autocompress.formats import onnx_runtime
 from autocompress.measurement import Measurement
+from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, SIZE, on_machine
 from autocompress.pipeline.models import finish, lower, settle
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import Plan
 from autocompress.profile import Protocol
-from autocompress.record import Record, SplitScore
-from autocompress.screen import Screen
+from autocompress.record import Record, Remeasured, SplitScore
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,14 +28,37 @@ QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
 """How untrained models are measured: enough to tell 5 % apart."""
 
 
-def measure(bench: Workbench, artifacts: Sequence[Artifact], protocol: Protocol | None) -> tuple[Measurement, ...]:
-    return bench.device.measure(artifacts, bench.reference, examples=bench.task.examples, protocol=protocol)
+Measurements = dict[str, Measurement]
+"""Of one model, by the name of the machine's profile, the first machine first."""
+
+
+def measure(
+    bench: Workbench, artifacts: Sequence[Artifact], protocol: Callable[[Protocol], Protocol] = lambda usual: usual
+) -> tuple[Measurements, ...]:
+    """Measure models on every machine, one machine after the other.
+
+    Args:
+        bench: Task, machines and run directory.
+        artifacts: Model files.
+        protocol: What is to be done, from what a machine's profile says.
+    """
+    found: tuple[Measurements, ...] = tuple({} for _ in artifacts)
+    for device in bench.devices:
+        measured = device.measure(
+            artifacts,
+            bench.reference,
+            examples=bench.task.examples,
+            protocol=protocol(device.profile.protocol),
+        )
+        for of_model, measurement in zip(found, measured, strict=True):
+            of_model[device.profile.name] = measurement
+    return found
 
 
 @contextmanager
 def measured_untrained(
     bench: Workbench, model: nn.Module, plan: Plan, seed: int, *, ranges_from: int
-) -> Iterator[tuple[Path, Measurement]]:
+) -> Iterator[tuple[Path, Measurements]]:
     """The file of a model as it is now, and its speed, measured quickly; the file is removed in the end.
 
     Args:
@@ -51,20 +75,46 @@ def measured_untrained(
     path = bench.directory / "artifacts" / f"{plan.digest}.untrained-{os.getpid()}.onnx"
     onnx_runtime.save(graph, path)
     try:
-        yield path, measure(bench, [Artifact.of(path)], QUICK)[0]
+        yield path, measure(bench, [Artifact.of(path)], lambda _: QUICK)[0]
     finally:
         path.unlink(missing_ok=True)
 
 
-def values_of(measurement: Measurement, path: Path, screen: Screen | None) -> dict[str, float]:
-    """What was measured; the latency as ratio times the baseline's, so that the machine's mood drops out."""
-    latency = measurement.latency_ratio * screen.baseline["latency_ms"] if screen else measurement.latency_ms
-    return {
-        "latency_ms": latency,
-        "latency_ratio": measurement.latency_ratio,
-        "size_bytes": float(path.stat().st_size),
-        "peak_memory_bytes": float(measurement.peak_memory_bytes),
-    }
+def values_of(measured: Measurements, path: Path, baseline: Mapping[str, float] | None) -> dict[str, float]:
+    """What was measured of a file.
+
+    Args:
+        measured: By machine. With several, the values of each have its name in theirs, and those of the first come
+            without it too.
+        path: The file.
+        baseline: Values of the baseline: latencies are ratios times its latency, so that the machine's mood drops out.
+            None for the baseline itself.
+    """
+    values = {SIZE: float(path.stat().st_size)}
+    for name, measurement in _named(measured):
+        values[name(MEMORY)] = float(measurement.peak_memory_bytes)
+        values |= _latency(name, measurement, baseline)
+    return values
+
+
+def latency_ratios(measured: Measurements) -> dict[str, float]:
+    """The ratio of latencies on every machine, by the names that `values_of` gives them."""
+    return {name(LATENCY_RATIO): measurement.latency_ratio for name, measurement in _named(measured)}
+
+
+def _named(measured: Measurements) -> Iterator[tuple[Callable[[str], str], Measurement]]:
+    """Each measurement, with what gives its values their names."""
+    yield str, next(iter(measured.values()))
+    if len(measured) > 1:
+        for machine, measurement in measured.items():
+            yield partial(on_machine, machine=machine), measurement
+
+
+def _latency(
+    name: Callable[[str], str], measurement: Measurement, baseline: Mapping[str, float] | None
+) -> dict[str, float]:
+    latency = measurement.latency_ms if baseline is None else measurement.latency_ratio * baseline[name(LATENCY)]
+    return {name(LATENCY): latency, name(LATENCY_RATIO): measurement.latency_ratio}
 
 
 def score_test(record: Record, bench: Workbench) -> SplitScore:
@@ -79,32 +129,33 @@ def score_test(record: Record, bench: Workbench) -> SplitScore:
 
 
 def remeasure(
-    records: Sequence[Record], bench: Workbench, baseline_latency_ms: float, max_cpu_s: float
-) -> tuple[tuple[int, Measurement, dict[str, float]], ...]:
-    """Measure finished models again, all interleaved with the baseline in one process.
+    records: Sequence[Record], bench: Workbench, baseline: Mapping[str, float], max_cpu_s: float
+) -> tuple[Remeasured, ...]:
+    """Measure finished models again on every machine, all interleaved with the baseline in one process.
 
     Args:
         records: Complete records.
         bench: Task, machine and run directory.
-        baseline_latency_ms: Latency by which ratios are turned into milliseconds.
-        max_cpu_s: CPU seconds for each model at most.
-
-    Returns:
-        For each record its number, the measurement, and the values that replace those of the record. Peak memory is
-        not taken again.
+        baseline: Values of the baseline, by which ratios are turned into milliseconds.
+        max_cpu_s: CPU seconds for each model at most, on all machines together.
     """
     artifacts = [Artifact.of(bench.artifact_path(record.plan)) for record in records]
-    usual = bench.profile.protocol
-    protocol = replace(usual, max_cpu_s=max_cpu_s, min_cpu_s=max_cpu_s / 2, interval=usual.interval / 3)
-    measurements = measure(bench, artifacts, protocol)
-    return tuple(
-        (
-            record.number,
-            measurement,
-            {
-                "latency_ms": measurement.latency_ratio * baseline_latency_ms,
-                "latency_ratio": measurement.latency_ratio,
-            },
-        )
-        for record, measurement in zip(records, measurements, strict=True)
-    )
+    each_s = max_cpu_s / len(bench.devices)
+
+    def thorough(usual: Protocol) -> Protocol:
+        return replace(usual, max_cpu_s=each_s, min_cpu_s=each_s / 2, interval=usual.interval / 3)
+
+    found = []
+    for record, measured in zip(records, measure(bench, artifacts, thorough), strict=True):
+        values: dict[str, float] = {}
+        for name, measurement in _named(measured):
+            values |= _latency(name, measurement, baseline)
+        first, others = split(measured)
+        found.append(Remeasured(record.number, first, others, values))
+    return tuple(found)
+
+
+def split(measured: Measurements) -> tuple[Measurement, Measurements]:
+    """The measurement on the first machine, and those on the others."""
+    (_, first), *others = measured.items()
+    return first, dict(others)

@@ -134,7 +134,7 @@ def _scaled(bench: Workbench, width: float, depth: float) -> nn.Module:
     model, examples = expand_attention(copy.deepcopy(bench.teacher)), bench.task.examples
     if depth != 1:
         model = shallow_copy(model, examples, depth)
-    return scaled_copy(model, examples, width, bench.profile.channel_multiple) if width != 1 else model
+    return scaled_copy(model, examples, width, bench.target.channel_multiple) if width != 1 else model
 
 
 def lower(model: nn.Module, plan: Plan, context: Context) -> tuple[ModelProto, ModelProto]:

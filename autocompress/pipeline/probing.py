@@ -10,7 +10,8 @@ import numpy as np
 
 from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError
 from autocompress.formats import onnx_runtime, parity
-from autocompress.pipeline.measuring import measured_untrained
+from autocompress.objective import SIZE
+from autocompress.pipeline.measuring import latency_ratios, measured_untrained
 from autocompress.pipeline.models import build, is_rebuilt
 from autocompress.pipeline.workbench import PROBE_BATCHES, Workbench
 from autocompress.probe import Probe, Sensitivity
@@ -43,9 +44,9 @@ def _run(probe: Probe, bench: Workbench) -> Sensitivity:
     model = build(bench, plan, seed)
     if is_rebuilt(plan):
         recalibrate(model, bench.task, batches=PROBE_BATCHES)
-    with measured_untrained(bench, model, plan, seed, ranges_from=RANGE_SAMPLES) as (path, measurement):
+    with measured_untrained(bench, model, plan, seed, ranges_from=RANGE_SAMPLES) as (path, measured):
         found = bench.probe_outputs(onnx_runtime.predictor(path))
-        values = {"latency_ratio": measurement.latency_ratio, "size_bytes": float(path.stat().st_size)}
+        values = {**latency_ratios(measured), SIZE: float(path.stat().st_size)}
     classes = not np.issubdtype(bench.probe_samples.targets.dtype, np.floating)
     expected = bench.recalibrated_outputs if is_rebuilt(plan) else bench.original_outputs
     divergence = parity.divergence(expected, found, classes=classes) if np.isfinite(found).all() else math.inf

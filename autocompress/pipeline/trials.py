@@ -14,8 +14,7 @@ from autocompress.data import head
 from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, one_line
 from autocompress.formats import onnx_runtime, parity
 from autocompress.graph.inspect import used_layers
-from autocompress.measurement import Measurement
-from autocompress.pipeline.measuring import measure, measured_untrained, values_of
+from autocompress.pipeline.measuring import Measurements, measure, measured_untrained, split, values_of
 from autocompress.pipeline.models import build, finish, lower, steps_of
 from autocompress.pipeline.recovering import begin, forget_weights, recover_and_settle
 from autocompress.pipeline.stopwatch import Stopwatch
@@ -129,16 +128,19 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
         score = bench.task.evaluate(outputs, targets, "validation")
         fold_scores = bench.task.fold_scores(outputs, targets)
     with clock.stage("measure"):
-        measurement = measure(bench, [Artifact.of(path)], None)[0]
-    values = {bench.task.the_metric.name: score, **values_of(measurement, path, screen)}
+        measured = measure(bench, [Artifact.of(path)])[0]
+    baseline = screen.baseline if screen else None
+    values = {bench.task.the_metric.name: score, **values_of(measured, path, baseline)}
+    measurement, others = split(measured)
     artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
-    notes = _notes(plan, measurement)
+    notes = _notes(plan, measured)
     return Record(
         trial,
         "complete",
         values=values,
         artifact=artifact,
         measurement=measurement,
+        other_measurements=others,
         fold_scores=fold_scores,
         notes=notes,
         details=details,
@@ -157,8 +159,8 @@ def is_screened(plan: Plan) -> bool:
 def _screen(bench: Workbench, model: nn.Module, plan: Plan, seed: int, screen: Screen) -> tuple[str, dict[str, float]]:
     """Measure the untrained model: its speed and size are those of the trained one."""
     copied, few = copy.deepcopy(model), SCREEN_SAMPLES  # ranges change no speed
-    with measured_untrained(bench, copied, plan, seed, ranges_from=few) as (path, measurement):
-        values = values_of(measurement, path, screen)
+    with measured_untrained(bench, copied, plan, seed, ranges_from=few) as (path, measured):
+        values = values_of(measured, path, screen.baseline)
     return screen.verdict(values), values
 
 
@@ -191,8 +193,10 @@ def _facts(bench: Workbench, model: nn.Module) -> dict[str, float]:
     return {"parameters": sum(layer.parameters for layer in layers), "macs": sum(layer.macs for layer in layers)}
 
 
-def _notes(plan: Plan, measurement: Measurement) -> tuple[str, ...]:
+def _notes(plan: Plan, measured: Measurements) -> tuple[str, ...]:
     wanted = any(method.wants_integer_kernels(settings) for method, settings in steps_of(plan))
-    if wanted and not measurement.integer_nodes:
-        return ("no integer kernel ran on this machine: the gain is size alone",)
-    return ()
+    without = [machine for machine, measurement in measured.items() if not measurement.integer_nodes]
+    if not wanted or not without:
+        return ()
+    where = "this machine" if len(measured) == 1 else ", ".join(without)
+    return (f"no integer kernel ran on {where}: the gain is size alone",)

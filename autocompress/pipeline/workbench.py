@@ -14,7 +14,7 @@ from autocompress.devices import Device, open_device
 from autocompress.formats import parity
 from autocompress.methods import Context
 from autocompress.plan import Plan
-from autocompress.profile import HardwareProfile
+from autocompress.profile import HardwareProfile, made_for
 from autocompress.task import Predict, Task
 
 if TYPE_CHECKING:
@@ -35,11 +35,13 @@ class Workbench:
         task: Model, data and metric.
         profile: The machine.
         directory: The run directory; model files go to `artifacts/` in it.
+        other_profiles: Further machines that models are measured on.
     """
 
     task: Task
     profile: HardwareProfile
     directory: Path
+    other_profiles: tuple[HardwareProfile, ...] = ()
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -54,14 +56,19 @@ class Workbench:
         return Lessons(self.task, self.teacher)
 
     @cached_property
-    def device(self) -> Device:
-        """What measures."""
-        return open_device(self.profile)
+    def devices(self) -> tuple[Device, ...]:
+        """What measures: the machine, and the others."""
+        return tuple(map(open_device, (self.profile, *self.other_profiles)))
+
+    @cached_property
+    def target(self) -> HardwareProfile:
+        """What models are made for."""
+        return made_for((self.profile, *self.other_profiles))
 
     @cached_property
     def context(self) -> Context:
         """What methods may look at."""
-        return Context(self.task.examples, self.task.split("calibration"), self.profile, loss=self.task.loss)
+        return Context(self.task.examples, self.task.split("calibration"), self.target, loss=self.task.loss)
 
     @cached_property
     def probe_samples(self) -> Batch:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from autocompress.objective import Constraint
+from autocompress.objective import LATENCY_RATIO, Constraint, on_machine
 from autocompress.point import Point
 
 
@@ -38,9 +39,7 @@ def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> 
         Column("name", "model", lambda point: point.name, 0, is_number=False),
         Column("metric", metric, lambda point: format_metric(point.validation[metric], is_percentage), 0),
         Column("test", f"test {metric}", test, 2),
-        Column("latency", "latency", lambda point: format_ms(point.latency_ms), 3),
-        Column("latency_ratio", "× latency", lambda point: f"{point.latency_ratio:.2f}", 0),
-        Column("interval", "95 %", lambda point: format_interval(point.latency_ratio_interval), 5),
+        *_latency_columns(points),
         Column("size", "size", lambda point: format_bytes(point.size_bytes), 3),
         Column("size_ratio", "× size", lambda point: f"{point.size_ratio:.2f}", 1),
         Column("confidence", "sure", lambda point: format_share(point.confidence), 4),
@@ -52,6 +51,26 @@ def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> 
         "confidence": any(point.confidence not in (None, 1.0) for point in points),
     }
     return tuple(column for column in columns if has.get(column.key, True))
+
+
+def _latency_columns(points: Sequence[Point]) -> tuple[Column, ...]:
+    """Those of the machine, or the ratios of all machines."""
+    machines = points[0].machines if points else {}
+    if machines:
+        return tuple(
+            Column(
+                on_machine(LATENCY_RATIO, name),
+                f"× {name}",
+                partial(lambda point, name: f"{point.machines[name].latency_ratio:.2f}", name=name),
+                0,
+            )
+            for name in machines
+        )
+    return (
+        Column("latency", "latency", lambda point: format_ms(point.latency_ms), 3),
+        Column(LATENCY_RATIO, "× latency", lambda point: f"{point.latency_ratio:.2f}", 0),
+        Column("interval", "95 %", lambda point: format_interval(point.latency_ratio_interval), 5),
+    )
 
 
 def with_misses(columns: Sequence[Column], baseline: Point, constraints: Sequence[Constraint]) -> tuple[Column, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from autocompress.landscape import Landscape
-from autocompress.objective import Constraint, Objective
+from autocompress.objective import MEASURED, Constraint, Objective, is_measured
 from autocompress.plan import Plan, Scalar
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Record, Trial
@@ -51,6 +51,12 @@ class Problem:
     budget_s: float | None = None
     trials: int | None = None
     workers: int = 1
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Names of all that is measured and of use: on the first machine, and what else is asked for."""
+        asked = (*(one.name for one in self.objectives), *(one.name for one in self.constraints))
+        return tuple(dict.fromkeys((*(one.name for one in MEASURED), *filter(is_measured, asked))))
 
     @property
     def the_metric(self) -> Objective:

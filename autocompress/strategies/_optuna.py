@@ -15,7 +15,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
-from autocompress.objective import MEASURED_NAMES, Constraint
+from autocompress.objective import Constraint, is_measured
 from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Choice, Float, Knob, neutral, neutral_answers
@@ -95,7 +95,7 @@ class OptunaStrategy(SearchStrategy):
         Without that a genetic search whose plans are mostly screened would never see the end of a generation.
         """
         if record.status == "complete":
-            metric = [one for one in self._problem.objectives if one.name not in MEASURED_NAMES]
+            metric = [one for one in self._problem.objectives if not is_measured(one.name)]
             known = self._worst or record.values
             self._worst = max(known, record.values, key=lambda values: [one.cost(values) for one in metric])
         if record.status != "screened" or not self.skips_pruned:

@@ -12,13 +12,13 @@ from typing import ClassVar
 import numpy as np
 
 from autocompress.data import Array
+from autocompress.objective import LATENCY, LATENCY_RATIO, quantity
 from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
 from autocompress.strategies._base import STRATEGIES, Problem, SearchStrategy
 from autocompress.strategies._guided.accuracy import restored
 from autocompress.strategies._guided.candidates import Candidates
-from autocompress.strategies._guided.costs import COSTS
 from autocompress.strategies._guided.models import Models
 from autocompress.strategies._guided.plans import Kind, kinds_of, plan_of
 from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace
@@ -289,7 +289,7 @@ class Guided(SearchStrategy):
         loss, deviation = models.accuracy.predict(architecture, point[None], np.array([epochs]))
         costs = {name: float(mean[0]) for name, (mean, _) in models.costs.predict(architecture, point[None]).items()}
         told = {"expected_loss": float(restored(loss)[0]), "expected_deviation": float(deviation[0])}
-        told |= {f"expected_{name}_ratio": costs[name] for name in COSTS}
+        told |= {f"expected_{name}_ratio": cost for name, cost in costs.items()}
         told["expected_epoch_s"] = float(models.epoch_s(architecture, point[None])[0])
         return {name: round(value, 5) for name, value in told.items()}
 
@@ -470,10 +470,18 @@ class Guided(SearchStrategy):
 
     def _models_of(self, results: Results, number: int, unknown: Collection[int]) -> Models:
         """The models on the table, on some results and on what was screened until a trial was proposed."""
-        models = Models(self._landscapes, self._table.damages, self._problem.epoch_s, self._problem.epoch_steps)
+        problem = self._problem
+        models = Models(
+            self._landscapes,
+            self._table.damages,
+            costs=problem.costs,
+            epoch_s=problem.epoch_s,
+            epoch_steps=problem.epoch_steps,
+        )
         for index, (point, entry) in enumerate(self._table.points()):
             shares = self._the_yardstick.shares({"size_bytes": entry.values["size_bytes"]})
-            shares["latency_ms"] = entry.values["latency_ratio"]
+            ratios = {name: value for name, value in entry.values.items() if quantity(name) == LATENCY_RATIO}
+            shares |= {name.replace(LATENCY_RATIO, LATENCY): value for name, value in ratios.items()}
             models.costs.learn(-1 - index, ORIGINAL, point, shares, hurried=True)
         for key, result in sorted(results.by_number.items()):
             if self._parts.refit or key == 0:

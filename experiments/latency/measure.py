@@ -118,7 +118,7 @@ class Row:
 def measure(network: str, bench: Workbench, settings: Mapping[str, Setting]) -> Iterator[Row]:
     """Every setting, all measured interleaved in one process."""
     made = dict(artifacts(bench, settings))
-    found = bench.device.measure(list(made.values()), bench.reference, examples=bench.task.examples)
+    found = bench.devices[0].measure(list(made.values()), bench.reference, examples=bench.task.examples)
     versions = {package: version(package) for package in ("autocompress", "torch", "onnx", "onnxruntime")}
     for (name, artifact), one in zip(made.items(), found, strict=True):
         size = Path(artifact.path).stat().st_size

@@ -108,7 +108,7 @@ def measure_all(hardware: str, repetitions: int, folder: Path) -> Iterator[Readi
     for load in LOADS:
         with _busy() if load != LOADS[0] else _nothing():
             for repetition, (variant, artifact) in itertools.product(range(repetitions), made.items()):
-                (own,) = bench.device.measure([artifact], bench.reference, examples=bench.task.examples)
+                (own,) = bench.devices[0].measure([artifact], bench.reference, examples=bench.task.examples)
                 command = [sys.executable, str(HERE / "naive.py"), artifact.path, str(examples)]
                 alone = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
                 print(f"{load} {repetition:2} {variant:16} {own.latency_ratio:.3f}", file=sys.stderr)

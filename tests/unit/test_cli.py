@@ -127,7 +127,7 @@ FLAGS = {
     "budget": (["--budget", "4h"], "4h"),
     "trials": (["--trials", "7"], 7),
     "space": (["--space", "quantization"], "quantization"),
-    "hardware": (["--hardware", "x86_avx2"], "x86_avx2"),
+    "hardware": (["--hardware", "x86_avx2", "--hardware", "my.yaml"], ("x86_avx2", "my.yaml")),
     "strategy": (["--strategy", "random"], "random"),
     "objectives": (["--objective", "accuracy", "--objective", "latency_ms"], ("accuracy", "latency_ms")),
     "constraints": (["--constraint", "latency_ms<=5", "--constraint", "a>=1%"], ("latency_ms<=5", "a>=1%")),
@@ -456,6 +456,13 @@ def test_paths_of_the_file_are_relative_to_its_folder_and_names_stay(project: Pa
     assert config.space == str(project / "my" / "space.yaml")
     assert config.output == str(project / "out")
     assert (config.hardware, config.task) == ("local", "package.task")
+
+
+def test_a_file_may_name_several_machines_and_other_commands_take_the_first(project: Path) -> None:
+    (project / "autocompress.yaml").write_text("hardware: [boards/phone.yaml, local]\n")
+    config = find_config(project)
+    assert config.hardware == [str(project / "boards" / "phone.yaml"), "local"]
+    assert config.machine == str(project / "boards" / "phone.yaml")
 
 
 def test_a_project_without_configuration_has_an_empty_one(project: Path) -> None:

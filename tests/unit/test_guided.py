@@ -13,7 +13,7 @@ import pytest
 from autocompress.data import Array
 from autocompress.front import hypervolume, pareto_front
 from autocompress.landscape import Effect, Landscape, Site
-from autocompress.objective import Constraint, Objective, make_objectives
+from autocompress.objective import MEASURED, Constraint, Objective, make_objectives
 from autocompress.plan import Plan, Recovery, Scalar, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
@@ -35,6 +35,7 @@ from autocompress.strategies._guided.training import ETA, BestOf, Training, best
 from autocompress.strategies.guided import FINAL_SHARE, Guided, Parts
 from autocompress.strategies.random import Random
 
+COSTS = tuple(objective.name for objective in MEASURED)
 LAYERS = 6
 RATIOS, PRECISIONS = (0, 0.25, 0.5), ("fp32", "int8")
 
@@ -756,7 +757,7 @@ def test_large_fronts_are_nearly_exact() -> None:
 
 def test_costs_are_learned_from_a_few_measurements() -> None:
     landscape, rng = land(), np.random.default_rng(1)
-    model = CostModel({"original": landscape})
+    model = CostModel({"original": landscape}, COSTS)
     points = landscape.canonical((rng.random((60, 12)) * landscape.sizes).astype(int))
     for number, point in enumerate(points[:30]):
         values = truth(point, 0)
@@ -771,7 +772,7 @@ def test_costs_are_learned_from_a_few_measurements() -> None:
 
 def test_costs_of_methods_that_do_not_tell_are_learned_too() -> None:
     silent = replace(land(), effects=tuple((Effect(),) * len(options) for options in land().effects))
-    model, point = CostModel({"original": silent}), silent.neutral()
+    model, point = CostModel({"original": silent}, COSTS), silent.neutral()
     model.learn(0, "original", point, {"size_bytes": 1.0})
     point[3] = 2
     model.learn(1, "original", point, {"size_bytes": 0.8})
@@ -868,7 +869,7 @@ def test_a_relative_has_nothing_that_the_new_model_has_not() -> None:
 def test_one_slow_trial_does_not_say_what_epochs_take() -> None:
     original = land().point({})
     harmless = np.zeros(sum(len(options) - 1 for options in land().effects))
-    models = Models({"original": land()}, {"original": harmless}, epoch_s=10.0, epoch_steps=1)
+    models = Models({"original": land()}, {"original": harmless}, costs=COSTS, epoch_s=10.0, epoch_steps=1)
     shares = {"latency_ms": 1.0, "size_bytes": 1.0}
     expected = [10.0]
     for number in (1, 2):

@@ -20,7 +20,7 @@ from autocompress.objective import make_objectives
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import Proposal, Record, SplitScore, Trial
+from autocompress.record import Proposal, Record, Remeasured, SplitScore, Trial
 from autocompress.run_directory import PHASES, RunConfig, RunDirectory, RunStatus
 from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
@@ -131,10 +131,12 @@ class Bench:
     def _test_score(self, record: Record) -> Future[SplitScore]:
         return done(SplitScore({"accuracy": record.values["accuracy"] - 0.01}))  # type: ignore[no-any-return]
 
-    def _remeasure(self, records: tuple[Record, ...], latency_ms: float, each_s: float) -> Future:  # type: ignore[type-arg]
+    def _remeasure(
+        self, records: tuple[Record, ...], baseline: Mapping[str, float], each_s: float
+    ) -> Future[tuple[Remeasured, ...]]:
         return done(
             tuple(
-                (r.number, MEASURED, {name: r.values[name] for name in ("latency_ms", "latency_ratio")})
+                Remeasured(r.number, MEASURED, {}, {name: r.values[name] for name in ("latency_ms", "latency_ratio")})
                 for r in records
             )
         )

@@ -114,7 +114,7 @@ def test_a_trial_cut_short_after_training_is_not_trained_again(
     for path in kept_weights(bench):
         path.unlink()
     with monkeypatch.context() as broken:
-        broken.setattr(bench.device, "measure", _lost_device)
+        broken.setattr(bench.devices[0], "measure", _lost_device)
         assert run_trial(trial, bench).status == "failed"
     assert len(kept_weights(bench)) == 1
     with monkeypatch.context() as untrainable:

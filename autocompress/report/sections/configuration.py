@@ -23,7 +23,7 @@ class Configuration(Section):
             "objectives": ", ".join(f"{objective.direction} {objective.name}" for objective in config.objectives),
             "constraints": ", ".join(map(str, config.constraints)) or "none",
             "search space": config.space.name,
-            "hardware": config.profile.name,
+            "hardware": ", ".join(profile.name for profile in config.profiles),
             "strategy": config.strategy,
             "budget": format_duration(config.budget_s) if config.budget_s else "no limit of time",
             "trials": f"at most {config.trials}" if config.trials else "no limit",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.objective import Objective
+from autocompress.objective import LATENCY, MEMORY, SIZE, Objective, measured_objectives, quantity
 from autocompress.record import Record
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
 
 FEWEST = 3
+
+_TITLES = {LATENCY: "latency", SIZE: "size", MEMORY: "peak memory"}
 
 
 @SECTIONS.register
@@ -30,8 +33,12 @@ class Foresight(Section):
         rows = [
             _row(f"loss of {facts.config.metric}", *_losses(told, baseline, facts), f"{{:.2f}} {points}", share=False)
         ]
-        for name, title in (("latency_ms", "latency"), ("size_bytes", "size"), ("peak_memory_bytes", "peak memory")):
+        machines = [profile.name for profile in facts.config.profiles]
+        for name in (objective.name for objective in measured_objectives(machines)):
             key = f"expected_{name}_ratio"
+            if not any(key in record.trial.proposal.attributes for record in told):
+                continue
+            title = " on ".join(filter(None, (_TITLES[quantity(name)], name.partition("@")[2])))
             expected = _numbers([record.trial.proposal.attributes.get(key) for record in told])
             found = _numbers([record.values[name] / max(baseline.values[name], 1e-12) for record in told])
             rows.append(_row(title, expected, found, "{:.1%}", share=True))
@@ -64,7 +71,7 @@ def _row(title: str, expected: Array, found: Array, form: str, *, share: bool) -
         form.format(float(np.quantile(errors, 0.9))),
     )
     numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-    return f"<tr><th>{title}</th>{numbers}</tr>\n"
+    return f"<tr><th>{escape(title)}</th>{numbers}</tr>\n"
 
 
 def rank_correlation(one: Array, other: Array) -> float:

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from autocompress.objective import LATENCY_RATIO, SIZE, on_machine
 from autocompress.point import Point, point_name
 from autocompress.report.facts import RunFacts
 from autocompress.report.figure import figure
 from autocompress.report.sections._base import SECTIONS, Section
 from autocompress.report.table import format_bytes, format_interval, format_metric, format_ms
 
-_LABELS = {"latency_ratio": "latency (× baseline)", "size_ratio": "size (× baseline)"}
+SIZE_RATIO = "size_ratio"
 
 
 @SECTIONS.register
@@ -25,7 +26,9 @@ class FrontPlot(Section):
     def html(self, facts: RunFacts) -> str:
         if facts.baseline is None:
             return ""
-        plots = "\n".join(_plot(facts, facts.baseline, key) for key in _LABELS)
+        machines = facts.baseline.machines
+        latencies = [on_machine(LATENCY_RATIO, name) for name in machines] or [LATENCY_RATIO]
+        plots = "\n".join(_plot(facts, facts.baseline, key) for key in (*latencies, SIZE_RATIO))
         better = "up" if facts.direction == "maximize" else "down"
         return f"""<div class="plots">{plots}</div>
 <p class="soft">Better is {better} and to the left. Bars are 95 % intervals of the latency ratio; the markers
@@ -33,13 +36,23 @@ grow with the file's size; the diamond is the baseline; gray points are
 finished trials that the front beats or that break a constraint.</p>"""
 
 
+def _name(key: str) -> str:
+    """What a ratio is called.
+
+    >>> _name("size_ratio"), _name("latency_ratio@phone")
+    ('size', 'latency on phone')
+    """
+    what, _, machine = key.partition("@")
+    return what.removesuffix("_ratio") + (f" on {machine}" if machine else "")
+
+
 def _plot(facts: RunFacts, baseline: Point, key: str) -> str:
     metric, share = facts.config.metric, facts.config.is_percentage
     scale = 100.0 if share else 1.0
     level = baseline.validation[metric] * scale
     layout = {
-        "title": {"text": f"{escape(metric)} against {_LABELS[key].split(' ')[0]}", "font": {"size": 15}},
-        "xaxis": {"title": {"text": _LABELS[key], "standoff": 8}, "rangemode": "tozero"},
+        "title": {"text": escape(f"{metric} against {_name(key)}"), "font": {"size": 15}},
+        "xaxis": {"title": {"text": escape(f"{_name(key)} (× baseline)"), "standoff": 8}, "rangemode": "tozero"},
         "yaxis": {"title": {"text": escape(f"{metric} (%)" if share else metric)}},
         "showlegend": False,
         "shapes": [
@@ -52,20 +65,18 @@ def _plot(facts: RunFacts, baseline: Point, key: str) -> str:
         _models(facts.front, facts, key, scale),
         _original(baseline, facts, key, scale),
     ]
-    return figure(traces, layout, label=f"{metric} against {_LABELS[key]} of all finished trials")
+    return figure(traces, layout, label=f"{metric} against {_name(key)} of all finished trials")
 
 
 def _others(facts: RunFacts, baseline: Point, key: str, scale: float) -> dict[str, Any]:
     shown = {point.number for point in (*facts.front, baseline)}
     rest = [record for record in facts.complete if record.number not in shown]
-    ratios = {
-        "latency_ratio": [record.values["latency_ratio"] for record in rest],
-        "size_ratio": [record.values["size_bytes"] / baseline.size_bytes for record in rest],
-    }
+    size = key == SIZE_RATIO
+    ratios = [record.values[SIZE] / baseline.size_bytes if size else record.values[key] for record in rest]
     return {
         "type": "scatter",
         "mode": "markers",
-        "x": ratios[key],
+        "x": ratios,
         "y": [record.values[facts.config.metric] * scale for record in rest],
         "marker": {"color": "#8a8f9c", "opacity": 0.55, "size": 7},
         "text": [escape(point_name(record)) for record in rest],
@@ -97,18 +108,20 @@ def _trace(
     trace: dict[str, Any] = {
         "type": "scatter",
         "mode": "markers",
-        "x": [getattr(point, key) for point in points],
+        "x": [point.values()[key] for point in points],
         "y": [point.validation[facts.config.metric] * scale for point in points],
         "marker": dict(marker),
         "text": [_hover(point, facts) for point in points],
         "hovertemplate": "%{text}<extra></extra>",
     }
-    if key == "latency_ratio":
+    if key != SIZE_RATIO:
+        machine = key.partition("@")[2]
+        measured = [point.machines.get(machine, point) for point in points]
         trace["error_x"] = {
             "type": "data",
             "symmetric": False,
-            "array": [point.latency_ratio_interval[1] - point.latency_ratio for point in points],
-            "arrayminus": [point.latency_ratio - point.latency_ratio_interval[0] for point in points],
+            "array": [one.latency_ratio_interval[1] - one.latency_ratio for one in measured],
+            "arrayminus": [one.latency_ratio - one.latency_ratio_interval[0] for one in measured],
             "thickness": 1.2,
             "width": 3,
             "color": "#8a8f9c",
@@ -120,8 +133,10 @@ def _hover(point: Point, facts: RunFacts) -> str:
     metric, share = facts.config.metric, facts.config.is_percentage
     score = f"{metric}: {format_metric(point.validation[metric], share)}"
     test = f", test {format_metric(point.test[metric], share)}" if metric in point.test else ""
-    latency = (
-        f"{format_ms(point.latency_ms)}, {point.latency_ratio:.2f}× ({format_interval(point.latency_ratio_interval)})"
-    )
-    size = f"{format_bytes(point.size_bytes)}, {point.size_ratio:.2f}×"
-    return "<br>".join(escape(line) for line in (point.name, score + test, f"latency: {latency}", f"size: {size}"))
+    latencies = [
+        f"latency{f' on {name}' if name else ''}: {format_ms(one.latency_ms)}, {one.latency_ratio:.2f}× "
+        f"({format_interval(one.latency_ratio_interval)})"
+        for name, one in (point.machines or {"": point}).items()
+    ]
+    size = f"size: {format_bytes(point.size_bytes)}, {point.size_ratio:.2f}×"
+    return "<br>".join(escape(line) for line in (point.name, score + test, *latencies, size))

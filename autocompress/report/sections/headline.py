@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from html import escape
 
 from autocompress.duration import format_duration
@@ -20,7 +21,8 @@ class Headline(Section):
 
     def html(self, facts: RunFacts) -> str:
         config = facts.config
-        machine = " · ".join(filter(None, (config.profile.name, config.profile.cpu or config.machine)))
+        names = ", ".join(profile.name for profile in config.profiles)
+        machine = " · ".join(filter(None, (names, config.profile.cpu or config.machine)))
         allowed = f" of {format_duration(config.budget_s)}" if config.budget_s else ""
         trials = ", ".join(f"{facts.count(status)} {status}" for status in ("complete", "screened", "failed"))
         return (
@@ -49,9 +51,16 @@ def _cards(facts: RunFacts) -> str:
             score = format_metric(point.validation[metric], share)
             cards.append(_card(f"{value(point):.2f}×", f"{what} {kept}: {point.name}, {score}"))
 
-    best("lowest latency", lambda point: point.latency_ratio)
+    for name in baseline.machines:
+        best(f"lowest latency on {name}", partial(_latency_on, name))
+    if not baseline.machines:
+        best("lowest latency", lambda point: point.latency_ratio)
     best("smallest size", lambda point: point.size_ratio)
     return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _latency_on(machine: str, point: Point) -> float:
+    return point.machines[machine].latency_ratio
 
 
 def _card(number: str, text: str) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autocompress.data import Array
 from autocompress.landscape import Landscape, Work
+from autocompress.objective import LATENCY, MEMORY, SIZE, quantity
 from autocompress.plan import ORIGINAL
 from autocompress.strategies._guided.regression import Fit, fit
 
-COSTS = ("latency_ms", "size_bytes", "peak_memory_bytes")
-"""What is reckoned with, each as a share of the baseline's."""
-
 FLOAT_BYTES = 4
-NOISE = {"latency_ms": 0.02, "size_bytes": 0.005, "peak_memory_bytes": 0.05}
+NOISE = {LATENCY: 0.02, SIZE: 0.005, MEMORY: 0.05}
 """Relative error of one measurement, and of what the features can say."""
 
 HURRIED_NOISE = 0.05
@@ -50,10 +48,12 @@ class CostModel:
 
     Args:
         landscapes: By architecture; the original among them.
+        names: What is predicted, each as a share of the baseline's; latencies of several machines have the same
+            features and coefficients of their own.
     """
 
-    def __init__(self, landscapes: Mapping[str, Landscape]) -> None:
-        self._landscapes = landscapes
+    def __init__(self, landscapes: Mapping[str, Landscape], names: Sequence[str]) -> None:
+        self._landscapes, self._names = landscapes, tuple(names)
         original = landscapes[ORIGINAL]
         self._layers = len(original.layers)
         self._untold = [
@@ -71,9 +71,9 @@ class CostModel:
         }
         self._pairs = sorted(pairs)
         self._priors = {
-            "latency_ms": self._latency_prior(),
-            "size_bytes": SIZE_PRIOR,
-            "peak_memory_bytes": MEMORY_PRIOR,
+            LATENCY: self._latency_prior(),
+            SIZE: SIZE_PRIOR,
+            MEMORY: MEMORY_PRIOR,
         }
         self._rows: dict[int, _Row] = {}
         self._fits: dict[str, Fit] = {}
@@ -91,7 +91,7 @@ class CostModel:
             hurried: True for a latency that was measured just well enough to see whether a model is worth training.
         """
         features = self._features(architecture, point[None])
-        noise = NOISE | ({"latency_ms": HURRIED_NOISE} if hurried else {})
+        noise = NOISE | ({LATENCY: HURRIED_NOISE} if hurried else {})
         self._rows[number] = _Row({name: rows[0] for name, rows in features.items()}, values, noise)
         trials = [key for key in self._rows if key > 0]
         if len(trials) > MOST_ROWS:
@@ -102,20 +102,22 @@ class CostModel:
         """Expected costs of points (points, sites) and their standard deviations, by name."""
         features = self._features(architecture, points)
         found = {}
-        for name in COSTS:
-            mean, deviation = self._fit(name).predict(features[name])
-            found[name] = np.maximum(mean, 0.001), np.hypot(deviation, NOISE[name] * np.abs(mean))
+        for name in self._names:
+            what = quantity(name)
+            mean, deviation = self._fit(name).predict(features[what])
+            found[name] = np.maximum(mean, 0.001), np.hypot(deviation, NOISE[what] * np.abs(mean))
         return found
 
     def _fit(self, name: str) -> Fit:
         if name not in self._fits:
             rows = [row for _, row in sorted(self._rows.items()) if name in row.values]
-            known, doubt = self._priors[name]
+            what = quantity(name)
+            known, doubt = self._priors[what]
             mean = np.concatenate([known, np.zeros(len(self._untold))])
             deviation = np.concatenate([doubt, np.full(len(self._untold), UNTOLD)])
-            features = np.array([row.features[name] for row in rows]).reshape(len(rows), len(mean))
+            features = np.array([row.features[what] for row in rows]).reshape(len(rows), len(mean))
             values = np.array([row.values[name] for row in rows])
-            noise = np.array([row.noise[name] for row in rows])
+            noise = np.array([row.noise[what] for row in rows])
             self._fits[name] = fit(features, values, noise * np.abs(values) + 1e-4, mean, deviation)
         return self._fits[name]
 
@@ -125,9 +127,9 @@ class CostModel:
         landscape = self._landscapes[architecture]
         work = landscape.work(points)
         found = {
-            "latency_ms": self._latency_features(landscape, work),
-            "size_bytes": self._size_features(landscape, work),
-            "peak_memory_bytes": self._memory_features(work),
+            LATENCY: self._latency_features(landscape, work),
+            SIZE: self._size_features(landscape, work),
+            MEMORY: self._memory_features(work),
         }
         untold = np.zeros((len(points), len(self._untold)))
         if architecture == ORIGINAL:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from autocompress.data import Array
 from autocompress.landscape import Landscape
+from autocompress.objective import is_measured
 from autocompress.plan import ORIGINAL
 from autocompress.record import TAKEN_UP
 from autocompress.strategies._guided.accuracy import AccuracyModel
-from autocompress.strategies._guided.costs import COSTS, CostModel
+from autocompress.strategies._guided.costs import CostModel
 from autocompress.strategies._guided.relatives import is_held
 from autocompress.strategies._guided.results import Result
 
@@ -44,15 +45,22 @@ class Models:
     Args:
         landscapes: By architecture; the original among them.
         damages: Divergence of each change, by architecture.
+        costs: Names of what is predicted beside the loss.
         epoch_s: Seconds of one epoch of the original, measured before the search.
         epoch_steps: Steps of an epoch.
     """
 
     def __init__(
-        self, landscapes: Mapping[str, Landscape], damages: Mapping[str, Array], epoch_s: float, epoch_steps: int
+        self,
+        landscapes: Mapping[str, Landscape],
+        damages: Mapping[str, Array],
+        *,
+        costs: Sequence[str],
+        epoch_s: float,
+        epoch_steps: int,
     ) -> None:
         self._landscapes, self._epoch_s = landscapes, epoch_s
-        self.costs = CostModel(landscapes)
+        self.costs = CostModel(landscapes, costs)
         self.accuracy = AccuracyModel(landscapes, damages, epoch_steps)
         self._fixed = _Latest()
         self._pace = {False: _Latest(), True: _Latest()}
@@ -93,7 +101,7 @@ class Models:
         self, architecture: str, objectives: tuple[str, ...], epochs_of: Callable[[Array], Array]
     ) -> Callable[[Array], Array]:
         """What loss may be hoped for after the epochs that points are given, and logarithms of the costs."""
-        names = [name for name in objectives if name in COSTS]
+        names = [name for name in objectives if is_measured(name)]
 
         def terms(points: Array) -> Array:
             loss, deviation = self.accuracy.predict(architecture, points, epochs_of(points))

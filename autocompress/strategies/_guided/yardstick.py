@@ -8,9 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.objective import MEASURED
+from autocompress.objective import is_measured
 from autocompress.strategies._base import Problem
-from autocompress.strategies._guided.costs import COSTS
 
 WORTH_SCALE, WORTH_POWER = 2.0, 1.5
 """Points of loss at which a model is worth a third of one that loses nothing, and how the worth falls around them:
@@ -49,7 +48,7 @@ class Yardstick:
 
     def shares(self, values: Mapping[str, float]) -> dict[str, float]:
         """Costs as shares of the baseline's."""
-        names = [objective.name for objective in MEASURED if objective.name in values]
+        names = [name for name in self._problem.costs if name in values]
         return {name: values[name] / max(self._baseline[name], 1e-12) for name in names}
 
     def axes(self, loss: Array, shares: Mapping[str, Array]) -> Array:
@@ -60,7 +59,7 @@ class Yardstick:
         """
         columns = [
             np.maximum(shares[objective.name], 0.0)
-            if objective.name in COSTS
+            if is_measured(objective.name)
             else self._worth_lost(np.maximum(loss, 0.0))
             for objective in self._problem.objectives
         ]
@@ -97,7 +96,7 @@ class Yardstick:
         """What points change against the baseline by the weights of the objectives; less is better (points,)."""
         total = np.zeros(len(loss))
         for objective in self._problem.objectives:
-            change = 100 * (shares[objective.name] - 1) if objective.name in COSTS else loss
+            change = 100 * (shares[objective.name] - 1) if is_measured(objective.name) else loss
             total += objective.weight * change
         return total / (100 * sum(objective.weight for objective in self._problem.objectives))
 
@@ -106,7 +105,7 @@ class Yardstick:
         likely = np.ones(len(loss))
         for constraint in self._problem.constraints:
             bound = constraint.bound(self._baseline)
-            if constraint.name in COSTS:
+            if is_measured(constraint.name):
                 mean, deviation = costs[constraint.name]
                 distance = (bound / max(self._baseline[constraint.name], 1e-12) - mean) / np.maximum(deviation, 1e-9)
                 below = 1 / (1 + np.exp(-1.7 * np.clip(distance, -20, 20)))  # close to the normal distribution

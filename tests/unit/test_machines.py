@@ -1,0 +1,189 @@
+"""Searches that measure on several machines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import autocompress
+from autocompress.devices import resolve_profile
+from autocompress.errors import InvalidInput, UnknownName
+from autocompress.front import dominates, told_apart
+from autocompress.measurement import Measurement
+from autocompress.objective import Constraint, is_measured, make_objectives, measured_objectives, parse_constraints
+from autocompress.plan import Plan
+from autocompress.profile import HardwareProfile, made_for
+from autocompress.record import Record, Trial
+from autocompress.run import Run
+from autocompress.run_directory import RunDirectory
+from autocompress.space import MethodSpace, RecoverySpace, SearchSpace
+from tests.tasks.stripes import task
+
+BOTH = ("phone", "server")
+PHONE = replace(resolve_profile("fake"), name="phone")
+SERVER = replace(PHONE, name="server", kernels={})
+"""Two machines: integers are fast on one alone."""
+
+SPACE = SearchSpace(
+    "quick",
+    methods={
+        "channel_pruning": MethodSpace({"pruning_ratio": (0, 0.25, 0.5)}),
+        "quantization": MethodSpace({"precision": ("fp32", "int8")}),
+    },
+    recovery=RecoverySpace(epochs=1, student_epochs=1),
+    policies=({"quantization/precision": "int8"}, {"channel_pruning/pruning_ratio": 0.5}),
+)
+
+
+def search(output: Path, *, trials: int = 6, **options: object) -> Run:
+    given = {"hardware": (PHONE, SERVER), "space": SPACE, "executor": "inline", **options}
+    return autocompress.search(task, output=output, trials=trials, **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return search(tmp_path_factory.mktemp("machines") / "run")
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_latency_on_each_machine_is_an_objective_by_default() -> None:
+    names = [one.name for one in make_objectives((), "accuracy", "maximize", BOTH)]
+    assert names == ["accuracy", "latency_ms@phone", "latency_ms@server", "size_bytes"]
+    assert [one.name for one in make_objectives((), "accuracy", "maximize", ("phone",))] == [
+        "accuracy",
+        "latency_ms",
+        "size_bytes",
+    ]
+
+
+def test_values_of_machines_keep_what_they_are() -> None:
+    found = {one.name: one for one in measured_objectives(BOTH)}
+    assert found["latency_ms@server"].tolerance == found["latency_ms"].tolerance
+    assert found["peak_memory_bytes@phone"].unit == "bytes"
+    assert "size_bytes@phone" not in found
+    assert is_measured("latency_ms@server")
+    assert not is_measured("accuracy")
+
+
+def test_a_machine_that_is_not_measured_on_is_refused_by_name() -> None:
+    with pytest.raises(UnknownName, match="latency_ms@phone"):
+        make_objectives(("accuracy", "latency_ms@tablet"), "accuracy", "maximize", BOTH)
+    known = tuple(one.name for one in measured_objectives(BOTH))
+    assert parse_constraints(("latency_ms@phone<=5", "peak_memory_bytes@server<=3MiB"), known) == (
+        Constraint("latency_ms@phone", "<=", 0.0, 5.0),
+        Constraint("peak_memory_bytes@server", "<=", 0.0, 3.0 * 2**20),
+    )
+    with pytest.raises(UnknownName):
+        parse_constraints(("latency_ms@tablet<=5",), known)
+    with pytest.raises(InvalidInput, match="a percentage is for metrics"):
+        Constraint.parse("latency_ms@phone<=50%")
+
+
+def test_intervals_of_a_latency_are_those_of_its_machine() -> None:
+    objectives = make_objectives((), "accuracy", "maximize", BOTH)
+    sharp = Measurement(1.0, 1.0, (0.999, 1.001), 1.0, 1.0, 1.0, 1, 0, 1, "test")
+    vague = replace(sharp, latency_ratio_interval=(0.9, 1.1))
+
+    def record(number: int, phone: float, server: float) -> Record:
+        values = {"accuracy": 0.9, "latency_ms@phone": phone, "latency_ms@server": server, "size_bytes": 100.0}
+        return Record(
+            Trial(number, Plan()),
+            "complete",
+            values=values,
+            measurement=sharp,
+            other_measurements={"server": vague},
+        )
+
+    on_phone = (record(1, 1.0, 1.0), record(2, 1.05, 0.9))
+    assert len(told_apart(on_phone, objectives)) == 1  # 10 % on the server may be noise, 5 % on the phone is not
+    assert len(told_apart((record(1, 1.0, 1.0), record(2, 1.05, 0.8)), objectives)) == 2
+    assert not dominates(on_phone[0].values, on_phone[1].values, objectives)
+
+
+# -- what models are made for ----------------------------------------------------------------------------------------
+
+
+def test_models_are_made_for_what_is_fast_on_any_machine_and_fits_all() -> None:
+    first = HardwareProfile("a", channel_multiple=8, kernels={"conv": ("int8",), "depthwise": ()}, threads=2)
+    second = HardwareProfile("b", channel_multiple=12, kernels={"linear": ("nbits",)}, reduce_range=True)
+    both = made_for((first, second))
+    assert (both.fast("conv"), both.fast("depthwise"), both.fast("linear")) == (("int8",), (), ("nbits",))
+    assert (both.channel_multiple, both.reduce_range, both.threads) == (24, True, 2)
+    assert made_for((first,)) is first
+
+
+# -- searches --------------------------------------------------------------------------------------------------------
+
+
+def test_every_model_is_measured_on_every_machine(run: Run) -> None:
+    assert run.config.profiles == (PHONE, SERVER)
+    complete = [record for record in RunDirectory(run.path).records() if record.status == "complete"]
+    assert len(complete) > 2
+    for record in complete:
+        values = record.values
+        assert record.measurement is not None
+        assert values["latency_ms"] == values["latency_ms@phone"]
+        assert values["latency_ratio@phone"] == record.measurement.latency_ratio
+        assert values["latency_ratio@server"] == record.other_measurements["server"].latency_ratio
+        assert set(record.other_measurements) == {"server"}
+
+
+def test_what_is_fast_on_one_machine_alone_is_told_apart(run: Run) -> None:
+    integers = next(record for record in RunDirectory(run.path).records() if "int8" in str(record.plan.steps))
+    assert integers.values["latency_ratio@phone"] < 0.7
+    assert integers.values["latency_ratio@server"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_front_is_one_of_both_latencies(run: Run) -> None:
+    for point in run.points:
+        if point.number:
+            assert set(point.machines) == set(BOTH)
+            values = point.values()
+            assert values["latency_ms@server"] == point.machines["server"].latency_ms
+            assert values["latency_ms@phone"] == point.latency_ms
+    fastest = run.pick("latency_ratio@server<=1", best="latency_ms@server")
+    assert fastest.machines["server"].latency_ms == min(point.machines["server"].latency_ms for point in run.points)
+    titles = [column.title for column in run.columns()]
+    assert "× phone" in titles
+    assert "× server" in titles
+    assert "on server" in run.report().read_text(encoding="utf-8")
+
+
+def test_a_constraint_on_one_machine_holds_there(tmp_path: Path) -> None:
+    run = search(tmp_path / "run", trials=4, constraints=("latency_ms@server<=0.9x",))
+    assert run.points
+    assert all(point.machines["server"].latency_ratio <= 0.9 for point in run.points if point.number)
+
+
+def test_a_search_on_several_machines_can_be_resumed(tmp_path: Path) -> None:
+    path = search(tmp_path / "run", trials=2).path
+    run = autocompress.resume(path, task=task, trials=4, executor="inline")
+    assert len(RunDirectory(run.path).records()) == 5
+    assert all("latency_ms@server" in record.values for record in RunDirectory(run.path).records())
+
+
+def test_a_search_on_one_machine_names_none(tmp_path: Path) -> None:
+    run = search(tmp_path / "run", trials=1, hardware=[PHONE])
+    assert not any("@" in name for record in RunDirectory(run.path).records() for name in record.values)
+    assert run.baseline is not None
+    assert run.baseline.as_json()["machines"] == {}
+
+
+@pytest.mark.parametrize(
+    ("profiles", "message"),
+    [
+        ((), "no machine is given"),
+        ((PHONE, PHONE), "2 profiles are called 'phone'"),
+        ((PHONE, replace(SERVER, name="a b")), "called 'a b'; expected letters"),
+    ],
+)
+def test_machines_that_can_not_be_told_apart_are_refused(
+    tmp_path: Path, profiles: tuple[HardwareProfile, ...], message: str
+) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        search(tmp_path / "run", hardware=profiles)
+    assert not (tmp_path / "run").exists()
