@@ -36,8 +36,8 @@ from autocompress.objective import (
     measured_objectives,
     parse_constraints,
 )
-from autocompress.plan import Plan
-from autocompress.planner import planner, policies_left_out, policy_plans, resolve_epochs
+from autocompress.plan import ORIGINAL, Plan
+from autocompress.planner import choices_left_out, planner, policies_left_out, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
 from autocompress.run import Run
@@ -466,6 +466,9 @@ class _Session:
             names = ", ".join(name for name, why in refused.items() if why == reason)
             self._tell(config, f"left out: {names}: {reason}")
         plan = planner(config.space, self._survey.models, config.target)
+        original = self._survey.models[ORIGINAL]
+        for choice, reason in choices_left_out(config.space, original, config.target).items():
+            self._tell(config, f"not tried: {choice}: {reason}")
         for policy, part in policies_left_out(config.space, plan, self._survey.models).items():
             self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on this machine")
         problem = Problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,6 +10,10 @@ import numpy as np
 from pydantic import ConfigDict
 
 from autocompress.profile import Protocol
+
+BETWEEN_PROCESSES = 0.007
+"""Relative standard deviation by which a ratio differs from one process to the next beyond what its blocks tell, since
+code and tensors lie elsewhere in memory; found in `experiments/repeatability`."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Measurement:
         latency_ms: Median time of one inference: thread-CPU time for one thread of the processor itself, wall time for
             several threads and for accelerators.
         latency_ratio: Median over the reference's median, both from this measurement.
-        latency_ratio_interval: 95 % interval of that ratio, from resampled blocks.
+        latency_ratio_interval: 95 % interval of that ratio, from resampled blocks and `BETWEEN_PROCESSES`.
         wall_p50_ms, wall_p95_ms, wall_p99_ms: Percentiles of the wall time; 0 for the last in records that are older
             than it.
         contention: Wall time over CPU time; above about 1.1 other work held the processor, or an accelerator worked.
@@ -72,9 +77,10 @@ def ratio_interval(
     *,
     resamples: int = 200,
 ) -> tuple[float, tuple[float, float]]:
-    """Ratio of medians and its 95 % bootstrap interval over blocks.
+    """Ratio of medians and its 95 % bootstrap interval over blocks of one process.
 
-    Blocks, not single times, are resampled: times within a block share the machine's mood.
+    Blocks, not single times, are resampled: times within a block share the machine's mood. What another process would
+    find is in `repeatable`.
 
     Args:
         candidate, reference: Times in blocks, each block not empty.
@@ -92,3 +98,14 @@ def ratio_interval(
     )
     low, high = np.percentile(draws, (2.5, 97.5))
     return ratio, (float(min(low, ratio)), float(max(high, ratio)))
+
+
+def repeatable(ratio: float, interval: tuple[float, float]) -> tuple[float, float]:
+    """The 95 % interval in which ratios of other processes are expected, from that of one.
+
+    >>> low, high = repeatable(0.5, (0.49, 0.5))
+    >>> round(low, 4), round(high, 4)
+    (0.4879, 0.5069)
+    """
+    spread = 1.96 * BETWEEN_PROCESSES * ratio
+    return ratio - math.hypot(ratio - interval[0], spread), ratio + math.hypot(interval[1] - ratio, spread)

@@ -161,6 +161,15 @@ def policy_plans(
     return tuple(found.values())
 
 
+def choices_left_out(space: SearchSpace, model: LayerView, profile: HardwareProfile) -> dict[str, str]:
+    """What a space names and some layers of a model are not offered on a machine, each with the reason."""
+    return {
+        f"{name} {choice}": reason
+        for name in space.methods
+        for choice, reason in METHODS[name]().withheld(model, space.methods[name], profile).items()
+    }
+
+
 def policies_left_out(space: SearchSpace, plan: Planner, offered: Container[str]) -> dict[str, str]:
     """The policies of a space that mean nothing for this model and machine, each with the part that no layer takes.
 

@@ -142,6 +142,7 @@ def made_for(profiles: Sequence[HardwareProfile]) -> HardwareProfile:
     }
     return replace(
         first,
+        name=", ".join(one.name for one in profiles),
         kernels=kernels,
         channel_multiple=math.lcm(*(one.channel_multiple for one in profiles)),
         reduce_range=any(one.reduce_range for one in profiles),

@@ -12,7 +12,7 @@ from autocompress.artifact import Artifact
 from autocompress.devices._footprint import Footprint
 from autocompress.devices._measuring import Answer
 from autocompress.errors import AutocompressError, MeasurementError
-from autocompress.measurement import Measurement, Samples, ratio_interval
+from autocompress.measurement import Measurement, Samples, ratio_interval, repeatable
 from autocompress.profile import Protocol
 
 
@@ -93,7 +93,7 @@ def _measurement(
     return Measurement(
         latency_ms=float(np.median(np.concatenate(times))),
         latency_ratio=ratio,
-        latency_ratio_interval=interval,
+        latency_ratio_interval=repeatable(ratio, interval),
         wall_p50_ms=float(p50),
         wall_p95_ms=float(p95),
         contention=float(wall.sum() / cpu.sum()),

@@ -68,6 +68,10 @@ class CompressionMethod(ABC):
         Knobs are named `method/layer/parameter`; layers whose answer is neutral are left out.
         """
 
+    def withheld(self, model: LayerView, space: MethodSpace, profile: HardwareProfile) -> Mapping[str, str]:
+        """What a space names and some layers are not offered on a machine: the choice and the layers, to the reason."""
+        return {}
+
     def takes(self, parameter: str, value: Scalar) -> bool:
         """True if a parameter may have a value in some setting, or it is the neutral one."""
         return True

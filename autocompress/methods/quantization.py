@@ -134,6 +134,21 @@ class Quantization(CompressionMethod):
                     }
         return settings
 
+    def withheld(self, model: LayerView, space: MethodSpace, profile: HardwareProfile) -> Mapping[str, str]:
+        """Precisions that are slower than float here, and no smaller than those that are folded back to it."""
+        kinds: dict[tuple[str, str, str], int] = {}
+        for layer in model.layers:
+            named = set(values_of(space, "precision", DEFAULT_PRECISIONS))
+            slow = named.intersection(_precisions(layer)) - set(_worthwhile(layer, profile))
+            for precision in map(str, slow) if space.admits(layer.name) else ():
+                why = f"no faster than fp32 by the profile {profile.name!r}" if _gains(layer, precision) else SLOW
+                key = precision, str(_kernel(layer)), why
+                kinds[key] = kinds.get(key, 0) + 1
+        return {
+            f"{precision} for {count} layer{'s' if count > 1 else ''} ({kind})": why
+            for (precision, kind, why), count in sorted(kinds.items())
+        }
+
     def _details(self, layer: Layer, precision: str, suggest: Suggest, space: MethodSpace) -> dict[str, Scalar]:
         """The other parameters of a layer, without those that are at their defaults."""
         given: dict[str, Scalar] = {}
@@ -307,6 +322,10 @@ class _Chosen:
     @property
     def precision(self) -> str:
         return str(self.setting["precision"])
+
+
+SLOW = "slower than fp32 on every machine that was measured"
+"""Why a precision is not offered whatever the profile says."""
 
 
 def _precisions(layer: Layer) -> tuple[str, ...]:

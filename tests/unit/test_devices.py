@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 QUICK = Protocol(warmup_runs=1, block_ms=1.0, min_cpu_s=0.02, max_cpu_s=0.05, interval=0.5)
 EXAMPLES = (np.ones((1, 16, 8, 8), np.float32),)
 LOCAL = HardwareProfile(name="test", protocol=QUICK)
-FAKE = HardwareProfile(name="test", device="fake", protocol=QUICK)
+FAKE = HardwareProfile(name="test", device="fake", protocol=QUICK, kernels={"conv": ("int8",)})
 
 
 def quantized(name: str, stored: str, scale: str, zero: str) -> list[NodeProto]:
@@ -212,10 +213,12 @@ def test_long_measurements_keep_few_samples() -> None:
     assert len(kept) * len(spaced(kept[0], SAMPLES_KEPT // len(kept))) <= SAMPLES_KEPT
 
 
-def test_the_fake_device_counts_int8_half(tmp_path: Path) -> None:
+def test_the_fake_device_counts_int8_half_where_its_profile_has_it_fast(tmp_path: Path) -> None:
     model, reference = conv(tmp_path / "int8.onnx", int8=True), conv(tmp_path / "fp32.onnx")
     (fast,) = open_device(FAKE).measure([model], reference, examples=EXAMPLES)
     assert 0.5 < fast.latency_ratio < 0.6
+    (slow,) = open_device(replace(FAKE, kernels={})).measure([model], reference, examples=EXAMPLES)
+    assert slow.latency_ratio == 1
 
 
 def test_the_fake_device_works_out_the_same_every_time(tmp_path: Path) -> None:

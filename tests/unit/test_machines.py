@@ -113,6 +113,7 @@ def test_models_are_made_for_what_is_fast_on_any_machine_and_fits_all() -> None:
     both = made_for((first, second))
     assert (both.fast("conv"), both.fast("depthwise"), both.fast("linear")) == (("int8",), (), ("nbits",))
     assert (both.channel_multiple, both.reduce_range, both.threads) == (24, True, 2)
+    assert both.name == "a, b"
     assert made_for((first,)) is first
 
 
@@ -136,6 +137,14 @@ def test_what_is_fast_on_one_machine_alone_is_told_apart(run: Run) -> None:
     integers = next(record for record in RunDirectory(run.path).records() if "int8" in str(record.plan.steps))
     assert integers.values["latency_ratio@phone"] < 0.7
     assert integers.values["latency_ratio@server"] == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_search_says_what_is_not_tried_since_it_is_slow(run: Run, tmp_path: Path) -> None:
+    assert "not tried" not in (run.path / "log.txt").read_text(encoding="utf-8")  # fast on one machine is enough
+    alone = search(tmp_path / "run", trials=1, hardware=SERVER).path / "log.txt"
+    log = alone.read_text(encoding="utf-8")
+    assert "not tried: quantization int8 for 3 layers (conv): no faster than fp32 by the profile 'server'" in log
+    assert "not tried: quantization int8 for 1 layer (linear): no faster" in log
 
 
 def test_the_front_is_one_of_both_latencies(run: Run) -> None:

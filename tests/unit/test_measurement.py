@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocompress.errors import InvalidInput
-from autocompress.measurement import Measurement, Samples, ratio_interval
+from autocompress.measurement import BETWEEN_PROCESSES, Measurement, Samples, ratio_interval, repeatable
 from autocompress.profile import Protocol
 from autocompress.serialization import from_data, from_json, to_json
 
@@ -63,3 +63,12 @@ def test_a_record_from_before_loading_was_timed_is_read() -> None:
 def test_a_protocol_that_can_not_be_carried_out_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInput):
         from_data(Protocol, wrong)
+
+
+@given(st.floats(0.05, 5.0), st.floats(0.0, 0.2), st.floats(0.0, 0.2))
+def test_what_other_processes_find_varies_more_than_the_blocks_of_one(ratio: float, below: float, above: float) -> None:
+    own = ratio * (1 - below), ratio * (1 + above)
+    low, high = repeatable(ratio, own)
+    assert low <= own[0] + 1e-12
+    assert high >= own[1] - 1e-12
+    assert high - low >= 2 * 1.96 * BETWEEN_PROCESSES * ratio * (1 - 1e-9)
