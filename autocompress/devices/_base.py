@@ -14,7 +14,7 @@ from autocompress.registry import Registry
 
 
 class Device(ABC):
-    """A machine that measures models.
+    """A machine that measures and runs models.
 
     Args:
         profile: What the machine is, and how it measures.
@@ -48,6 +48,23 @@ class Device(ABC):
 
         Raises:
             MeasurementError: If a model can't be loaded or run, or takes too long; names the file.
+            DeviceUnavailable: If the device is missing or stays busy.
+        """
+
+    @abstractmethod
+    def run(self, artifact: Artifact, inputs: tuple[Array, ...], *, batch_size: int | None = None) -> tuple[Array, ...]:
+        """The outputs of a model, computed on the device.
+
+        Args:
+            artifact: An ONNX file.
+            inputs: Arrays (samples, …) in the order of the model's inputs, cast to the precision that it takes.
+            batch_size: Samples of one inference, the last may have fewer; by default all at once.
+
+        Returns:
+            Arrays (samples, …) in the order of the model's outputs.
+
+        Raises:
+            MeasurementError: If the model can't be loaded or run, or takes too long; names the file.
             DeviceUnavailable: If the device is missing or stays busy.
         """
 

@@ -54,6 +54,7 @@ class Request:
         scratch: Folder for temporary files.
         provider: Execution provider of ONNX Runtime.
         threads: Threads of one inference.
+        batch_size: Samples of one inference of a run; None for all at once.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -65,6 +66,7 @@ class Request:
     provider: str
     threads: int
     protocol: Protocol
+    batch_size: int | None = None
 
 
 HOST = "CPUExecutionProvider"

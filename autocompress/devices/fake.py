@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -11,6 +12,8 @@ from autocompress.artifact import Artifact
 from autocompress.data import Array
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._footprint import is_integer
+from autocompress.devices._running import outputs_of
+from autocompress.devices._session import Request
 from autocompress.errors import MeasurementError
 from autocompress.measurement import Measurement, Samples
 from autocompress.profile import HardwareProfile, Protocol
@@ -32,7 +35,10 @@ Shape = tuple[int, ...]
 
 @DEVICES.register
 class FakeDevice(Device):
-    """No machine: latency follows from the MACs of the ONNX file, memory from its weights; no time is spent."""
+    """No machine: latency follows from the MACs of the ONNX file, memory from its weights; no time is spent.
+
+    Outputs are those of ONNX Runtime in this process, as there is no machine whose arithmetic could differ.
+    """
 
     name: ClassVar[str] = "fake"
 
@@ -50,6 +56,21 @@ class FakeDevice(Device):
         return tuple(
             _measurement(_Workload.of(artifact, examples, self.profile), baseline, chosen) for artifact in artifacts
         )
+
+    def run(self, artifact: Artifact, inputs: tuple[Array, ...], *, batch_size: int | None = None) -> tuple[Array, ...]:
+        """The outputs of a model, computed in this process; see `Device.run`."""
+        request = Request(
+            parent=os.getpid(),
+            models=(artifact.path,),
+            weighed=(),
+            examples="",
+            scratch="",
+            provider=self.profile.provider,
+            threads=self.profile.threads,
+            protocol=self.profile.protocol,
+            batch_size=batch_size,
+        )
+        return outputs_of(request, inputs)
 
 
 class _Workload:

@@ -1,4 +1,4 @@
-"""This machine, measured by ONNX Runtime in a process without torch."""
+"""This machine, where ONNX Runtime measures and runs models in a process without torch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,7 +21,8 @@ from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._lease import lease_path
 from autocompress.devices._measuring import Answer
 from autocompress.devices._process import module_command, module_environment
-from autocompress.devices._session import Request, counted_clock, shortened
+from autocompress.devices._running import OUTPUTS
+from autocompress.devices._session import Request, counted_clock, read_examples, shortened
 from autocompress.devices.detection import processor_name
 from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.measurement import Measurement
@@ -56,8 +58,13 @@ class LocalDevice(Device):
         """Time and weigh models in a fresh process; see `Device.measure`."""
         chosen = protocol or self.profile.protocol
         timed, weighed = timed_models(artifacts, reference), weighed_models(artifacts)
-        with self._lease():
-            answer = self._ask(tuple(timed.values()), tuple(weighed.values()), examples, chosen)
+        with self._lease(), tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
+            request = replace(
+                self._request(tuple(timed.values()), examples, scratch),
+                weighed=tuple(weighed.values()),
+                protocol=chosen,
+            )
+            answer = self._ask("autocompress.devices._measuring", request)
         return measurements(
             answer,
             artifacts,
@@ -66,6 +73,16 @@ class LocalDevice(Device):
             protocol=chosen,
             processor=processor_name(),
         )
+
+    def run(self, artifact: Artifact, inputs: tuple[Array, ...], *, batch_size: int | None = None) -> tuple[Array, ...]:
+        """The outputs of a model, computed in a fresh process; see `Device.run`.
+
+        The machine is held meanwhile, so that nobody's measurement is disturbed.
+        """
+        with self._lease(), tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
+            request = replace(self._request((artifact.path,), inputs, scratch), batch_size=batch_size)
+            self._ask("autocompress.devices._running", request)
+            return read_examples(str(Path(scratch) / OUTPUTS))
 
     @contextmanager
     def _lease(self) -> Iterator[None]:
@@ -86,28 +103,29 @@ class LocalDevice(Device):
         finally:
             lock.release()
 
-    def _ask(
-        self, models: tuple[str, ...], weighed: tuple[str, ...], examples: tuple[Array, ...], protocol: Protocol
-    ) -> Answer:
-        with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
-            saved = Path(scratch) / "examples.npz"
-            np.savez(saved, *examples)
-            request = Request(
-                os.getpid(),
-                models,
-                weighed,
-                str(saved),
-                scratch,
-                self.profile.provider,
-                self.profile.threads,
-                protocol,
-            )
-            text = run_process(
-                "autocompress.devices._measuring",
-                to_json(request),
-                limit_s=self.time_limit_s * len(models),
-                subject=", ".join(models),
-            )
+    def _request(self, models: tuple[str, ...], examples: tuple[Array, ...], scratch: str) -> Request:
+        """A request about some models, whose inputs are saved in the folder `scratch`."""
+        saved = Path(scratch) / "examples.npz"
+        np.savez(saved, *examples)
+        return Request(
+            parent=os.getpid(),
+            models=models,
+            weighed=(),
+            examples=str(saved),
+            scratch=scratch,
+            provider=self.profile.provider,
+            threads=self.profile.threads,
+            protocol=self.profile.protocol,
+        )
+
+    def _ask(self, module: str, request: Request) -> Answer:
+        """The answer of a fresh process that runs a module; an error that it holds is raised."""
+        text = run_process(
+            module,
+            to_json(request),
+            limit_s=self.time_limit_s * len(request.models),
+            subject=", ".join(request.models),
+        )
         answer = from_json(Answer, text)
         raise_error(answer)
         return answer
@@ -135,12 +153,12 @@ def run_process(module: str, request: str, *, limit_s: float, subject: str) -> s
             output, log = process.communicate(request, timeout=limit_s)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            raise MeasurementError(f"{subject}: not measured within the limit of {limit_s:g} s") from error
+            raise MeasurementError(f"{subject}: not done within the limit of {limit_s:g} s") from error
         except BaseException:
             process.kill()
             raise
     if process.returncode:
         raise MeasurementError(
-            f"{subject}: the measuring process ended with exit code {process.returncode}: {shortened(log[-1000:])}"
+            f"{subject}: its process ended with exit code {process.returncode}: {shortened(log[-1000:])}"
         )
     return output

@@ -87,21 +87,11 @@ class RemoteDevice(Device):
             processor=status.processor,
         )
 
-    def run(self, artifact: Artifact, inputs: tuple[Array, ...]) -> tuple[Array, ...]:
-        """The outputs of a model, computed on one of the machines.
-
-        Args:
-            artifact: An ONNX file.
-            inputs: Arrays (batch, …) in the order of the model's inputs.
-
-        Raises:
-            MeasurementError: If the model can't be loaded or run, or takes too long; names the file.
-            DeviceUnavailable: If no machine is there or has time.
-        """
+    def run(self, artifact: Artifact, inputs: tuple[Array, ...], *, batch_size: int | None = None) -> tuple[Array, ...]:
+        """The outputs of a model, computed on one of the machines; see `Device.run`."""
         with _saved(inputs) as (digest, path):
-            work = _Work(
-                self._job("run", (artifact.sha256,), digest), {artifact.sha256: Path(artifact.path), digest: path}
-            )
+            job = replace(self._job("run", (artifact.sha256,), digest), batch_size=batch_size)
+            work = _Work(job, {artifact.sha256: Path(artifact.path), digest: path})
 
             def compute(turn: Turn) -> bytes:
                 status, _ = _do(work, turn)

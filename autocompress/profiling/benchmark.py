@@ -63,7 +63,7 @@ def run_benchmark(profile: HardwareProfile, *, observe: Observe) -> Findings:
         observe(f"[{STEPS - 1}/{STEPS}] 3×3 convolutions of {COUNTS[0]} to {COUNTS[-1]} channels: {len(COUNTS)} models")
         staircase = _measure_staircase(device, folder)
         observe(f"[{STEPS}/{STEPS}] sums that saturate if they are added up in 16 bits")
-        saturation = find_saturation(profile, folder)
+        saturation = find_saturation(device, folder)
     return Findings(
         machine=next(iter(references.values())).machine,
         date=datetime.now(UTC).date().isoformat(),

@@ -1,37 +1,22 @@
-"""Whether integer products saturate on this machine: models whose exact result is known, run in a fresh process.
+"""Whether integer products saturate on a machine: models whose exact result is known, run there.
 
 x86 processors without VNNI add two products of u8 and s8 in 16 bits, where 2 · 255 · 127 does not fit. Every weight of
 the models here is the largest, and every activation too, so that the sums are as large as they can be.
-
-`python -m autocompress.profiling.saturation < question.json > answer.json` is what runs them.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import ConfigDict
 
-from autocompress.devices._session import (
-    Request,
-    end_with_parent,
-    make_feed,
-    open_session,
-    read_examples,
-    runtime_errors,
-)
-from autocompress.devices.local import LocalDevice, run_process
-from autocompress.errors import AutocompressError, MeasurementError
-from autocompress.profile import HardwareProfile
+from autocompress.artifact import Artifact
+from autocompress.devices import Device
+from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.profiling.findings import Saturation
 from autocompress.profiling.forms import rewritten
 from autocompress.profiling.models import LayerName, Specimen, specimen
-from autocompress.serialization import from_json, to_json
 
 if TYPE_CHECKING:
     from autocompress.data import Array
@@ -39,46 +24,21 @@ if TYPE_CHECKING:
 LAYERS: tuple[LayerName, ...] = ("conv", "linear", "linear_rows")
 """Kinds of layers whose integer kernels are tried."""
 
-LIMIT_S = 120.0
-"""Wall seconds that the process may take."""
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What the process says of one model.
+def find_saturation(device: Device, folder: Path) -> Saturation:
+    """Run models of large sums on a device.
 
     Args:
-        missing: Largest share of the exact results that is missing; 0 after an error.
-        error: What went wrong, or empty.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    missing: float = 0.0
-    error: str = ""
-
-
-def find_saturation(profile: HardwareProfile, folder: Path) -> Saturation:
-    """Run models of large sums on the machine of a profile.
-
-    Args:
-        profile: Where the runtime runs. A device other than this machine measures, but gives no results back.
+        device: Where the runtime runs.
         folder: Where the models may be written.
 
     Returns:
         What was found, or the reason why nothing could be: what else is known of the machine is of use without it.
     """
-    if profile.device != LocalDevice.name:
-        return Saturation(None, f"the device {profile.device!r} measures models, but gives no results back")
-    missing = []
-    for layer in LAYERS:
-        try:
-            answer = _ask(largest_sums(specimen(layer)), profile, folder / layer)
-        except MeasurementError as error:
-            return Saturation(None, str(error))
-        if answer.error:
-            return Saturation(None, answer.error)
-        missing.append(answer.missing)
-    return Saturation(max(missing))
+    try:
+        return Saturation(max(_missing(layer, device, folder) for layer in LAYERS))
+    except (DeviceUnavailable, MeasurementError) as error:
+        return Saturation(None, str(error))
 
 
 def largest_sums(one: Specimen) -> Specimen:
@@ -96,56 +56,23 @@ def largest_sums(one: Specimen) -> Specimen:
     return Specimen(one.model, np.ones_like(one.example))
 
 
-def _ask(one: Specimen, profile: HardwareProfile, folder: Path) -> Answer:
-    """Run a float model and its integer form, and compare."""
-    import onnx
+def missing_share(exact: Array, found: Array) -> float:
+    """Largest share of the largest exact result that is missing.
 
-    folder.mkdir()
-    paths = (folder / "fp32.onnx", folder / "int8.onnx")
-    for path, model in zip(paths, (one.model, rewritten(one, "int8")), strict=True):
-        onnx.save(model, path)
-    examples = folder / "examples.npz"
-    np.savez(examples, one.example)
-    request = Request(
-        parent=os.getpid(),
-        models=tuple(map(str, paths)),
-        weighed=(),
-        examples=str(examples),
-        scratch=str(folder),
-        provider=profile.provider,
-        threads=profile.threads,
-        protocol=profile.protocol,
-    )
-    text = run_process(__name__, to_json(request), limit_s=LIMIT_S, subject="test of saturation")
-    return from_json(Answer, text)
-
-
-def missing_share(request: Request) -> float:
-    """Largest share of the first model's largest result that the second model lacks."""
-    exact, found = (_result(path, request) for path in request.models)
+    >>> missing_share(np.array([1.0, 2.0]), np.array([1.0, 1.5]))
+    0.25
+    """
     return float(np.max((exact - found) / np.abs(exact).max()))
 
 
-def _result(path: str, request: Request) -> Array:
-    session = open_session(path, request)
-    feed = make_feed(session, read_examples(request.examples), path)
-    with runtime_errors(f"{path}: can't be run"):
-        return np.asarray(session.run(None, feed)[0])
+def _missing(layer: LayerName, device: Device, folder: Path) -> float:
+    """What the integer form of a kind of layer lacks to the float model."""
+    import onnx
 
-
-def main() -> None:
-    """Answer the request on standard input."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a runtime prints must not end up in the answer
-    request = from_json(Request, sys.stdin.read())
-    end_with_parent(request.parent)
-    try:
-        answer = Answer(missing_share(request))
-    except AutocompressError as error:
-        answer = Answer(error=str(error))
-    answers.write(to_json(answer))
-    answers.close()
-
-
-if __name__ == "__main__":
-    main()
+    one = largest_sums(specimen(layer))
+    outputs = []
+    for form, model in (("fp32", one.model), ("int8", rewritten(one, "int8"))):
+        path = folder / f"sums-{layer}-{form}.onnx"
+        onnx.save(model, path)
+        outputs.append(device.run(Artifact.of(path), (one.example,))[0])
+    return missing_share(*outputs)

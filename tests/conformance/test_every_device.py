@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -144,3 +145,69 @@ def test_examples_that_do_not_fit_are_a_measurement_error(
 ) -> None:
     with pytest.raises(MeasurementError, match=r"small\.onnx"):
         device.measure([], models["small"], examples=examples)
+
+
+# -- running ---------------------------------------------------------------------------------------------------------
+
+SAMPLES = np.random.default_rng(0).standard_normal((7, 64)).astype(np.float32)
+
+
+def outputs_here(model: Artifact, samples: np.ndarray) -> np.ndarray:
+    """What ONNX Runtime in this process makes of samples."""
+    session = onnxruntime.InferenceSession(model.path, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": samples})[0])
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3, 100])
+def test_outputs_are_those_of_onnx_runtime_here_whatever_the_batches(
+    device: Device, models: dict[str, Artifact], batch_size: int | None
+) -> None:
+    (found,) = device.run(models["small"], (SAMPLES,), batch_size=batch_size)
+    np.testing.assert_allclose(found, outputs_here(models["small"], SAMPLES), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_takes_one_sample_at_a_time_is_run_sample_by_sample(
+    device: Device, models: dict[str, Artifact], tmp_path: Path
+) -> None:
+    model = onnx.load(models["small"].path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "single.onnx")
+    single = Artifact.of(tmp_path / "single.onnx")
+    (found,) = device.run(single, (SAMPLES,), batch_size=1)
+    np.testing.assert_allclose(found, outputs_here(models["small"], SAMPLES), rtol=1e-5, atol=1e-5)
+    with pytest.raises(MeasurementError, match=r"single\.onnx: can't be run"):
+        device.run(single, (SAMPLES,))
+
+
+def test_all_outputs_are_given_in_order_and_inputs_are_cast(device: Device, tmp_path: Path) -> None:
+    one, two = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in "ab")
+    less, is_less = (
+        helper.make_tensor_value_info("less", TensorProto.FLOAT, ["n", 2]),
+        helper.make_tensor_value_info("is_less", TensorProto.BOOL, ["n", 2]),
+    )
+    nodes = [helper.make_node("Sub", ["a", "b"], ["less"]), helper.make_node("Less", ["a", "b"], ["is_less"])]
+    graph = helper.make_graph(nodes, "two", [one, two], [less, is_less])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "two.onnx"
+    )
+    given = (np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[2.0, 2.0], [1.0, 5.0]]))
+    found = device.run(Artifact.of(tmp_path / "two.onnx"), given, batch_size=1)
+    assert [output.tolist() for output in found] == [[[-1, 0], [2, -1]], [[True, False], [False, True]]]
+    assert found[0].dtype == np.float32
+
+
+def test_a_file_that_is_no_model_can_not_be_run_and_is_named(device: Device, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"this is no model")
+    with pytest.raises(MeasurementError, match=r"broken\.onnx"):
+        device.run(Artifact.of(broken), EXAMPLES)
+
+
+@pytest.mark.parametrize("inputs", [(), (*EXAMPLES, *EXAMPLES), (np.ones((1, 3), np.float32),)])
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_inputs_that_do_not_fit_can_not_be_run(
+    device: Device, models: dict[str, Artifact], inputs: tuple[np.ndarray, ...], batch_size: int | None
+) -> None:
+    with pytest.raises(MeasurementError, match=r"small\.onnx"):
+        device.run(models["small"], inputs, batch_size=batch_size)

@@ -337,6 +337,7 @@ def test_a_full_queue_takes_no_more(agent: Agent) -> None:
         (f'{{"kind": "run", "models": ["../x"], "examples": "{NOWHERE}"}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "threads": 9999}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "limit_s": Infinity}}', 422),
+        (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "batch_size": 0}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}"}}', 404),
         (" " * 300_000, 413),
         ("[" * 200_000, 422),

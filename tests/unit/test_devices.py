@@ -27,6 +27,7 @@ from autocompress.devices.fake import count_macs
 from autocompress.devices.local import LocalDevice, lease_path
 from autocompress.errors import DeviceUnavailable, MeasurementError, UnknownName
 from autocompress.profile import HardwareProfile, Protocol, load_profile
+from tests.agents import artifact, endless
 
 ROOT = Path(autocompress.devices.__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -142,6 +143,19 @@ def test_a_measurement_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         device.measure([], conv(tmp_path / "fp32.onnx"), examples=EXAMPLES)
 
 
+def test_a_run_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match=r"endless\.onnx: not done within the limit of 1 s"):
+        LocalDevice(LOCAL, time_limit_s=1.0).run(
+            artifact(tmp_path / "endless.onnx", endless()), (np.ones((1, 4), np.float32),)
+        )
+
+
+def test_inputs_of_different_lengths_can_not_be_cut_into_batches(tmp_path: Path) -> None:
+    model = conv(tmp_path / "fp32.onnx")
+    with pytest.raises(MeasurementError, match=r"fp32\.onnx: inputs of shapes \(1, 16, 8, 8\), \(2,\)"):
+        open_device(FAKE).run(model, (*EXAMPLES, np.ones(2)), batch_size=1)
+
+
 @pytest.fixture
 def own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temp directory, and so a lease, that no other test waits for."""
@@ -154,6 +168,14 @@ def test_a_device_that_is_held_is_waited_for_and_then_unavailable(own_temp: Path
     device = LocalDevice(LOCAL, lease_wait_s=0.1)
     with FileLock(lease_path()), pytest.raises(DeviceUnavailable, match=r"0\.1 s"):
         device.measure([], model, examples=EXAMPLES)
+
+
+def test_a_run_disturbs_no_measurement(own_temp: Path) -> None:
+    model = conv(own_temp / "fp32.onnx")
+    device = LocalDevice(LOCAL, lease_wait_s=0.1)
+    with FileLock(lease_path()), pytest.raises(DeviceUnavailable, match=r"0\.1 s"):
+        device.run(model, EXAMPLES)
+    assert device.run(model, EXAMPLES)
 
 
 def test_the_lease_is_given_back_after_a_measurement_and_after_an_error(own_temp: Path) -> None:
@@ -173,6 +195,7 @@ import numpy as np
 from autocompress.artifact import Artifact
 from autocompress.devices.local import LocalDevice
 from autocompress.profile import HardwareProfile, Protocol, load_profile
+from tests.agents import artifact, endless
 model, protocol = Artifact.of(Path(sys.argv[1])), Protocol(min_cpu_s=60, max_cpu_s=60)
 LocalDevice(HardwareProfile(name="test")).measure([], model, examples=(np.ones((1, 16, 8, 8), "f"),), protocol=protocol)
 """

@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 
 from autocompress.devices._lease import lease_path
 from autocompress.devices._measuring import Answer
+from autocompress.devices._running import OUTPUTS
 from autocompress.devices._session import Request
-from autocompress.devices.agent._job import OUTPUTS
 from autocompress.devices.agent.files import FileStore
 from autocompress.devices.agent.messages import Job, JobStatus, Limits, model_file
 from autocompress.devices.agent.processes import run_process
@@ -194,6 +194,7 @@ class Jobs:
             provider=job.provider,
             threads=job.threads,
             protocol=job.protocol,
+            batch_size=job.batch_size,
         )
         limits = replace(self.limits, job_s=min(job.limit_s, self.limits.job_s))
         return await run_process(job.kind, request, entry.folder, limits)

@@ -103,6 +103,7 @@ class Job:
         threads: Threads of one inference.
         protocol: How latency is taken.
         limit_s: Wall seconds to give it; the agent's own limit stands above.
+        batch_size: Samples of one inference of a run; None for all at once.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -114,6 +115,7 @@ class Job:
     threads: int = 1
     protocol: Protocol = field(default_factory=Protocol)
     limit_s: float = 1800.0
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.models) <= MOST_MODELS or (self.kind == "run" and len(self.models) > 1):
@@ -124,6 +126,8 @@ class Job:
             raise InvalidInput("a job whose models come twice, or with weighed ones that are not among its models")
         if self.threads < 1 or not (math.isfinite(self.limit_s) and self.limit_s > 0):
             raise InvalidInput(f"a job of {self.threads} threads and {self.limit_s} s: expected numbers above 0")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InvalidInput(f"a job with batches of {self.batch_size}: expected a whole number from 1 up")
 
     @property
     def files(self) -> tuple[str, ...]:
