@@ -312,6 +312,7 @@ def measure(
     *,
     hardware: str | HardwareProfile = "local",
     reference: str | Path | None = None,
+    batch_size: int = 1,
 ) -> Measurement:
     """Measure an ONNX file on a device, interleaved with a reference model if one is given.
 
@@ -319,9 +320,10 @@ def measure(
         model: The ONNX file.
         hardware: As in `search`.
         reference: Another ONNX file with the same inputs; the latency ratio is taken against it.
+        batch_size: Samples of one inference, for models with a free first axis.
 
     Raises:
-        InvalidInput: If a file is missing.
+        InvalidInput: If a file is missing, or the model has batches of another size.
         ConversionError: If ONNX Runtime on the host can't load it.
         MeasurementError: If the device can't run it.
     """
@@ -334,7 +336,8 @@ def measure(
     profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
     artifact = Artifact.of(Path(model))
     other = Artifact.of(Path(reference)) if reference is not None else artifact
-    return open_device(profile).measure([artifact], other, examples=random_inputs(Path(model)))[0]
+    examples = random_inputs(Path(model), batch_size=_positive("batch size", batch_size) or 1)
+    return open_device(profile).measure([artifact], other, examples=examples)[0]
 
 
 def profile_device(

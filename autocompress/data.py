@@ -160,6 +160,11 @@ def as_split(source: Any, name: str) -> Split:
     )
 
 
+def batch_size_of(examples: tuple[Array, ...]) -> int:
+    """Samples of one inference: the first axis of its first input, 1 where there is none."""
+    return len(examples[0]) if examples and examples[0].ndim else 1
+
+
 def head(split: Split, count: int) -> ArraySplit:
     """The first `count` samples of a split, in memory."""
     batches: list[Batch] = []

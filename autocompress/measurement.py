@@ -50,6 +50,7 @@ class Measurement:
         protocol: How it was taken.
         session_ms: Wall time that the runtime took to load the model, optimize its graph and be ready for the first
             inference; 0 where it is worked out, and in records that are older than it.
+        batch_size: Samples of one inference.
         samples, reference_samples: The times behind the numbers, whole blocks, thinned where there are many.
     """
 
@@ -69,6 +70,12 @@ class Measurement:
     reference_samples: Samples | None = None
     wall_p99_ms: float = 0.0
     session_ms: float = 0.0
+    batch_size: int = 1
+
+    @property
+    def throughput_per_s(self) -> float:
+        """Samples a second, one inference after the other, by the median of the wall time."""
+        return 1000 * self.batch_size / self.wall_p50_ms
 
 
 def ratio_interval(

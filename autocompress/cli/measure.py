@@ -28,6 +28,7 @@ def measure(
     reference: Annotated[
         Path | None, typer.Option(help="Another ONNX file, measured in the same minutes; ratios are to it.")
     ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples of one inference.")] = 1,
     format: Annotated[Format, typer.Option("--format", "-f", help="`json` holds the samples too.")] = Format.TEXT,
 ) -> None:
     """Measure latency, size and memory of an ONNX file on a machine.
@@ -39,7 +40,7 @@ def measure(
 
     profile = hardware or find_config(Path.cwd()).machine
     given = {"hardware": profile} if profile is not None else {}
-    result = api.measure(model, reference=reference, **given)
+    result = api.measure(model, reference=reference, batch_size=batch_size, **given)
     if format is Format.JSON:
         typer.echo(to_json(result))
     else:
@@ -54,6 +55,7 @@ def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
         "ratio to the reference": f"{result.latency_ratio:.3f} ({format_interval(result.latency_ratio_interval)})",
         "wall time": f"{format_ms(result.wall_p50_ms)} (p50), {format_ms(result.wall_p95_ms)} (p95), "
         f"{format_ms(result.wall_p99_ms)} (p99)",
+        "throughput": f"{result.throughput_per_s:.4g} samples a second, in batches of {result.batch_size}",
         "loading": format_ms(result.session_ms),
         "wall time over CPU time": f"{result.contention:.2f}",
         "size": format_bytes(size_bytes),

@@ -48,6 +48,7 @@ def measurements(
     clock: Literal["cpu_ms", "wall_ms"],
     protocol: Protocol,
     processor: str,
+    batch_size: int,
 ) -> tuple[Measurement, ...]:
     """One measurement for each artifact, from an answer to `timed_models` and `weighed_models`.
 
@@ -56,6 +57,7 @@ def measurements(
         clock: The clock whose times count.
         protocol: How the times were taken.
         processor: What measured.
+        batch_size: Samples of one inference.
     """
     timed = timed_models(artifacts, reference)
     times: Mapping[str, Samples] = dict(zip(timed, answer.times, strict=True))
@@ -70,6 +72,7 @@ def measurements(
             session_ms=session_ms[artifact.sha256],
             protocol=protocol,
             machine=f"{processor}, {answer.runtime}",
+            batch_size=batch_size,
         )
         for artifact in artifacts
     )
@@ -84,6 +87,7 @@ def _measurement(
     session_ms: float,
     protocol: Protocol,
     machine: str,
+    batch_size: int,
 ) -> Measurement:
     """What the samples say; anyone can work it out again from the record."""
     times, reference_times = getattr(samples, clock), getattr(reference, clock)
@@ -106,4 +110,5 @@ def _measurement(
         reference_samples=reference,
         wall_p99_ms=float(p99),
         session_ms=session_ms,
+        batch_size=batch_size,
     )

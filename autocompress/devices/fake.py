@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from autocompress.artifact import Artifact
-from autocompress.data import Array
+from autocompress.data import Array, batch_size_of
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._footprint import is_integer
 from autocompress.devices._running import outputs_of
@@ -54,7 +54,8 @@ class FakeDevice(Device):
         chosen = protocol or self.profile.protocol
         baseline = _Workload.of(reference, examples, self.profile)
         return tuple(
-            _measurement(_Workload.of(artifact, examples, self.profile), baseline, chosen) for artifact in artifacts
+            _measurement(_Workload.of(artifact, examples, self.profile), baseline, chosen, batch_size_of(examples))
+            for artifact in artifacts
         )
 
     def run(self, artifact: Artifact, inputs: tuple[Array, ...], *, batch_size: int | None = None) -> tuple[Array, ...]:
@@ -177,7 +178,7 @@ def _infer_shapes(model: ModelProto) -> dict[str, Shape]:
     return shapes
 
 
-def _measurement(workload: _Workload, reference: _Workload, protocol: Protocol) -> Measurement:
+def _measurement(workload: _Workload, reference: _Workload, protocol: Protocol, batch_size: int) -> Measurement:
     latency_ms = workload.latency_ms
     ratio = latency_ms / reference.latency_ms
     return Measurement(
@@ -196,6 +197,7 @@ def _measurement(workload: _Workload, reference: _Workload, protocol: Protocol) 
         reference_samples=_samples(reference.latency_ms),
         wall_p99_ms=latency_ms,
         session_ms=0.0,
+        batch_size=batch_size,
     )
 
 

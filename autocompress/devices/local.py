@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from autocompress.artifact import Artifact
-from autocompress.data import Array
+from autocompress.data import Array, batch_size_of
 from autocompress.devices._answers import measurements, raise_error, timed_models, weighed_models
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._lease import lease_path
@@ -72,6 +72,7 @@ class LocalDevice(Device):
             clock=counted_clock(self.profile.provider, self.profile.threads),
             protocol=chosen,
             processor=processor_name(),
+            batch_size=batch_size_of(examples),
         )
 
     def run(self, artifact: Artifact, inputs: tuple[Array, ...], *, batch_size: int | None = None) -> tuple[Array, ...]:

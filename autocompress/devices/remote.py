@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from autocompress.artifact import Artifact
-from autocompress.data import Array
+from autocompress.data import Array, batch_size_of
 from autocompress.devices._answers import measurements, raise_error, timed_models, weighed_models
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._client import AgentLost, AgentRefuses, names_in
@@ -85,6 +85,7 @@ class RemoteDevice(Device):
             clock=counted_clock(self.profile.provider, self.profile.threads),
             protocol=chosen,
             processor=status.processor,
+            batch_size=batch_size_of(examples),
         )
 
     def run(self, artifact: Artifact, inputs: tuple[Array, ...], *, batch_size: int | None = None) -> tuple[Array, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.errors import ConversionError, one_line
+from autocompress.errors import ConversionError, InvalidInput, one_line
 from autocompress.task import Predict
 
 if TYPE_CHECKING:
@@ -66,20 +66,35 @@ def predictor(model: Path | ModelProto, *, optimized: bool = True, without: Sequ
     return predict
 
 
-def random_inputs(model: Path, *, seed: int = 0) -> tuple[Array, ...]:
+def random_inputs(model: Path, *, batch_size: int = 1, seed: int = 0) -> tuple[Array, ...]:
     """Inputs of one inference that fit a model: normal numbers for floats, zeros for others, unknown axes 1.
 
     Zeros are in range of every embedding.
 
+    Args:
+        model: An ONNX file.
+        batch_size: Size of the first axis of each input.
+        seed: Of the numbers.
+
     Raises:
         ConversionError: If ONNX Runtime refuses the model.
+        InvalidInput: If the first axis of an input has another size by the model.
     """
     rng = np.random.default_rng(seed)
-    return tuple(_random_input(item.shape, item.type, rng) for item in _session(model).get_inputs())
+    inputs = _session(model).get_inputs()
+    for item in inputs:
+        fixed = item.shape[0] if item.shape and isinstance(item.shape[0], int) and item.shape[0] > 0 else batch_size
+        if batch_size not in (1, fixed):
+            raise InvalidInput(
+                f"batch size {batch_size}: {model} takes batches of {fixed}, by the first axis of {item.name!r}; "
+                "export it with a free one"
+            )
+    return tuple(_random_input(item.shape, batch_size, item.type, rng) for item in inputs)
 
 
-def _random_input(shape: Sequence[int | str | None], kind: str, rng: np.random.Generator) -> Array:
-    sizes = [size if isinstance(size, int) and size > 0 else 1 for size in shape]
+def _random_input(shape: Sequence[int | str | None], batch_size: int, kind: str, rng: np.random.Generator) -> Array:
+    unknown = (batch_size, *[1] * len(shape))
+    sizes = [size if isinstance(size, int) and size > 0 else free for size, free in zip(shape, unknown, strict=False)]
     dtype = _DTYPES.get(kind.removeprefix("tensor(").removesuffix(")"))
     if dtype is None:
         raise ConversionError(f"an input of type {kind} can't be made up; expected one of {', '.join(_DTYPES)}")

@@ -93,6 +93,13 @@ def test_more_work_takes_longer_and_more_memory(measured: dict[str, Measurement]
     assert measured["big"].peak_memory_bytes > measured["small"].peak_memory_bytes
 
 
+def test_batches_are_measured_as_one_inference(device: Device, models: dict[str, Artifact]) -> None:
+    batch = (np.ones((16, 64), np.float32),)
+    (measurement,) = device.measure([models["big"]], models["small"], examples=batch)
+    assert measurement.batch_size == 16
+    assert measurement.throughput_per_s == pytest.approx(16_000 / measurement.wall_p50_ms)
+
+
 def test_the_reference_relative_to_itself_is_one(measured: dict[str, Measurement]) -> None:
     assert measured["small"].latency_ratio == 1
 

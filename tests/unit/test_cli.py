@@ -430,9 +430,10 @@ def test_measure_hands_on_its_arguments_and_prints_the_latency(
     measure = Calls(complete(0, Plan(), 0.97, 0.5, 0.25).measurement)
     monkeypatch.setattr(api, "measure", measure)
     Path("a.onnx").write_bytes(b"x" * 2048)
-    assert main(["measure", "a.onnx", "--reference", "b.onnx", "--hardware", "local"]) == 0
+    given = ["--reference", "b.onnx", "--hardware", "local", "--batch-size", "8"]
+    assert main(["measure", "a.onnx", *given]) == 0
     assert measure.positional == (Path("a.onnx"),)
-    assert measure.options == {"reference": Path("b.onnx"), "hardware": "local"}
+    assert measure.options == {"reference": Path("b.onnx"), "hardware": "local", "batch_size": 8}
     out = capsys.readouterr().out
     assert "latency: 0.400 ms" in out
     assert "ratio to the reference: 0.500 (0.49–0.52)" in out

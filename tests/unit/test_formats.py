@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import ConversionError
+from autocompress.errors import ConversionError, InvalidInput
 from autocompress.formats import parity
 from autocompress.formats.compact import compact
 from autocompress.formats.encodings._kernels import optimized_operators
@@ -171,6 +171,18 @@ def test_made_up_inputs_fit_the_model(tmp_path: Path) -> None:
     inputs = random_inputs(tmp_path / "model.onnx")
     assert [array.shape for array in inputs] == [(1, 5), (1, 4)]
     assert predictor(tmp_path / "model.onnx")(inputs).shape == (1, 4)
+    batch = random_inputs(tmp_path / "model.onnx", batch_size=3)
+    assert [array.shape for array in batch] == [(3, 5), (3, 4)]
+
+
+def test_a_model_of_fixed_batches_takes_no_others(tmp_path: Path) -> None:
+    graph = export(nn.Linear(4, 2), (np.zeros((1, 4), np.float32),))
+    graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    save(graph, tmp_path / "model.onnx")
+    assert random_inputs(tmp_path / "model.onnx")[0].shape == (2, 4)
+    assert random_inputs(tmp_path / "model.onnx", batch_size=2)[0].shape == (2, 4)
+    with pytest.raises(InvalidInput, match=r"batch size 8: .*model.onnx takes batches of 2"):
+        random_inputs(tmp_path / "model.onnx", batch_size=8)
 
 
 def test_two_models_are_compared_in_steps_of_an_8_bit_output_and_by_place() -> None:
