@@ -39,6 +39,7 @@ class Config(BaseModel):
     executor: str | None = None
     seed: int | None = None
     output: str | None = None
+    score_on_device: bool | None = None
 
     def values(self) -> dict[str, Any]:
         """The keys that are set."""

@@ -29,15 +29,19 @@ class Column:
 
 
 def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> tuple[Column, ...]:
-    """The columns for some points; the test column only where there are test scores."""
+    """The columns for some points; those of scores on test data and on the device only where there are some."""
 
     def test(point: Point) -> str:
         return format_metric(point.test.get(metric), is_percentage)
+
+    def device(point: Point) -> str:
+        return "can't run" if point.device_reason else format_metric(point.device_score, is_percentage)
 
     columns = (
         Column("name", "model", lambda point: point.name, 0, is_number=False),
         Column("metric", metric, lambda point: format_metric(point.validation[metric], is_percentage), 0),
         Column("test", f"test {metric}", test, 2),
+        Column("device", f"device {metric}", device, 1),
         Column("latency", "latency", lambda point: format_ms(point.latency_ms), 3),
         Column("latency_ratio", "× latency", lambda point: f"{point.latency_ratio:.2f}", 0),
         Column("interval", "95 %", lambda point: format_interval(point.latency_ratio_interval), 5),
@@ -48,6 +52,7 @@ def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> 
     )
     has = {
         "test": any(metric in point.test for point in points),
+        "device": any(point.device_score is not None or point.device_reason for point in points),
         "memory": any(point.peak_memory_bytes for point in points),
         "confidence": any(point.confidence not in (None, 1.0) for point in points),
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic import complete, make_run
+from synthetic import complete, make_run, scored_on_device
 from typer.testing import CliRunner
 
 from autocompress import api
@@ -135,6 +135,7 @@ FLAGS = {
     "workers": (["--workers", "1"], 1),
     "executor": (["--executor", "inline"], "inline"),
     "seed": (["--seed", "0"], 0),
+    "score_on_device": (["--score-on-device"], True),
     "output": (["--output", "here"], Path("here")),
 }
 """Option of the API to the words that set it and the value that must arrive."""
@@ -152,6 +153,7 @@ max_drop: 2.5
 workers: 2
 executor: processes
 seed: 11
+score_on_device: false
 """
 
 FROM_FILE = {
@@ -166,6 +168,7 @@ FROM_FILE = {
     "workers": 2,
     "executor": "processes",
     "seed": 11,
+    "score_on_device": False,
 }
 
 
@@ -175,6 +178,12 @@ def test_every_flag_reaches_the_search_and_nothing_else_does(search: Calls, opti
     assert main(["search", "task.py", *words]) == 0
     assert search.positional == ("task.py",)
     assert search.options == {option: value}
+
+
+def test_what_the_file_turns_on_a_flag_turns_off(search: Calls, project: Path) -> None:
+    (project / "autocompress.yaml").write_text("task: task.py\nscore_on_device: true\n")
+    assert main(["search", "--no-score-on-device"]) == 0
+    assert search.options == {"score_on_device": False}
 
 
 def test_the_api_knows_every_option_that_a_flag_sets() -> None:
@@ -349,6 +358,15 @@ def test_a_bug_keeps_its_traceback(search: Calls) -> None:
 def test_show_prints_the_contract_as_json(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(run.path), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == run.as_json()
+
+
+def test_show_tells_where_the_device_scores_differently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(scored_on_device(tmp_path / "scored").path)]) == 0
+    out = capsys.readouterr().out
+    assert "device accuracy" in out
+    assert "differs from that on the host for 1 of 2 models, most for 001-int8: -0.21 points." in out
+    assert "The device can't run 002-width_0.5: no kernel for <Erf>" in out
+    assert "Not scored on the device: 1 model." in out
 
 
 def test_show_prints_csv_in_full_precision(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
