@@ -30,7 +30,7 @@ def measure(
     ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="`json` holds the samples too.")] = Format.TEXT,
 ) -> None:
-    """Measure latency, size and memory of an ONNX file on a machine.
+    """Measure latency, size and memory of an ONNX file on a machine, and energy where its processor tells.
 
     Example: `autocompress measure model.onnx --reference original.onnx`
     """
@@ -47,7 +47,7 @@ def measure(
 
 
 def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
-    from autocompress.report.table import format_bytes, format_interval, format_ms
+    from autocompress.report.table import format_bytes, format_interval, format_mj, format_ms
 
     lines = {
         "latency": format_ms(result.latency_ms),
@@ -56,6 +56,7 @@ def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
         f"{format_ms(result.wall_p99_ms)} (p99)",
         "loading": format_ms(result.session_ms),
         "wall time over CPU time": f"{result.contention:.2f}",
+        "energy of an inference": f"{format_mj(result.energy_mj or 0)}, of the whole processor with its idle power",
         "size": format_bytes(size_bytes),
         "peak memory": format_bytes(result.peak_memory_bytes),
         "nodes on integer kernels": f"{result.integer_nodes} of {result.nodes}",
@@ -63,4 +64,6 @@ def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
     }
     if not with_reference:
         del lines["ratio to the reference"]
+    if result.energy_mj is None:
+        del lines["energy of an inference"]
     return "\n".join(f"{name}: {value}" for name, value in lines.items())

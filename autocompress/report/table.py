@@ -98,6 +98,15 @@ def format_ms(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") + " ms" if value < 1000 else f"{value:.0f} ms"
 
 
+def format_mj(value: float) -> str:
+    """Millijoules with three digits that count.
+
+    >>> format_mj(0.4), format_mj(12.345), format_mj(1234.5)
+    ('0.400 mJ', '12.3 mJ', '1234 mJ')
+    """
+    return f"{value:#.3g}".rstrip(".") + " mJ" if value < 1000 else f"{value:.0f} mJ"
+
+
 def format_bytes(value: float) -> str:
     """Bytes in the unit that suits.
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +456,18 @@ def test_measure_hands_on_its_arguments_and_prints_the_latency(
     assert "latency: 0.400 ms" in out
     assert "ratio to the reference: 0.500 (0.49–0.52)" in out
     assert "size: 2 KiB" in out
+    assert "energy" not in out
+
+
+def test_measure_tells_of_energy_where_the_machine_does(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = complete(0, Plan(), 0.97, 0.5, 0.25).measurement
+    assert measured is not None
+    monkeypatch.setattr(api, "measure", Calls(replace(measured, energy_mj=1.234)))
+    Path("a.onnx").write_bytes(b"x")
+    assert main(["measure", "a.onnx"]) == 0
+    assert "energy of an inference: 1.23 mJ, of the whole processor with its idle power" in capsys.readouterr().out
 
 
 # -- configuration, tables and the live view -------------------------------------------------------------------------
