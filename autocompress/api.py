@@ -87,6 +87,7 @@ def search(
     seed: int = 0,
     output: str | Path | None = None,
     executor: str = "processes",
+    score_on_device: bool = False,
     observer: Observer | None = None,
 ) -> Run:
     """Search for the best compressed versions of a model and leave them in a run directory.
@@ -113,6 +114,8 @@ def search(
         seed: For everything random.
         output: Run directory; by default `runs/TASK-TIME`.
         executor: "processes" or "inline" (one trial after the other in this process).
+        score_on_device: True to score the models of the front at the end also by the outputs that the device computes
+            for the validation data, and the baseline before the search begins. The budget holds that time, too.
         observer: Called with a `Snapshot` on every change.
 
     Returns:
@@ -136,6 +139,7 @@ def search(
         max_drop=max_drop,
         workers=_workers(workers, executor, profiles),
         seed=seed,
+        score_on_device=score_on_device,
     )
     if not 0 <= seed < 2**31:
         raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
@@ -408,6 +412,7 @@ class _Request:
     max_drop: float | None
     workers: int
     seed: int
+    score_on_device: bool
 
 
 class _Session:
@@ -519,6 +524,7 @@ class _Session:
             run=lambda trial, screen: pool.submit(worker.run, assignment, trial, screen),
             look=lambda probe: pool.submit(worker.look, assignment, probe),
             test_score=lambda record: pool.submit(worker.test_score, assignment, record),
+            device_score=lambda record: pool.submit(worker.device_score, assignment, record),
             remeasure=lambda records, baseline, each_s: pool.submit(
                 worker.measure_together, assignment, records, baseline, each_s
             ),
@@ -632,6 +638,7 @@ def _config(request: _Request, description: Description, source: TaskSource) -> 
         versions=_versions(),
         machine=platform.node(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        score_on_device=request.score_on_device,
     )
 
 

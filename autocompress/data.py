@@ -80,7 +80,7 @@ class DatasetSplit:
         count = len(self.dataset)
         order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
         for start in range(0, count, size):
-            yield _concatenate([self._item(int(index)) for index in order[start : start + size]])
+            yield joined([self._item(int(index)) for index in order[start : start + size]])
 
     def fingerprint(self) -> str:
         """Digest of length, shapes and up to 200 targets; inputs may be augmented and differ each time."""
@@ -174,7 +174,7 @@ def head(split: Split, count: int) -> ArraySplit:
         missing -= len(batches[-1])
         if missing <= 0:
             break
-    return ArraySplit(_concatenate(batches))
+    return ArraySplit(joined(batches))
 
 
 def spread(split: Split, count: int, seed: int = 0) -> ArraySplit:
@@ -250,7 +250,8 @@ def _targets(value: Any) -> Array:
     return array.astype(np.int64) if np.issubdtype(array.dtype, np.integer) else array
 
 
-def _concatenate(batches: Sequence[Batch]) -> Batch:
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches as one, in their order."""
     columns = zip(*(batch.inputs for batch in batches), strict=True)
     return Batch(tuple(np.concatenate(column) for column in columns), np.concatenate([b.targets for b in batches]))
 

@@ -17,7 +17,17 @@ from autocompress.interrupts import Interrupts
 from autocompress.plan import Plan
 from autocompress.point import confirmed, point_name
 from autocompress.probe import Probe, Sensitivity
-from autocompress.record import SPARSIFY, TAKEN_UP, Confirmation, Proposal, Record, Remeasured, SplitScore, Trial
+from autocompress.record import (
+    SPARSIFY,
+    TAKEN_UP,
+    Confirmation,
+    DeviceScore,
+    Proposal,
+    Record,
+    Remeasured,
+    SplitScore,
+    Trial,
+)
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus, is_disk_full
 from autocompress.screen import Screen
 from autocompress.snapshot import Observer, Phase, Snapshot
@@ -49,6 +59,12 @@ PROBE_S = 5.0
 PATIENCE_S = 120.0
 """Seconds that confirming a front may take where the search has no budget."""
 
+DEVICE_SHARE = 0.25
+"""Share of the budget that is kept at most for scoring on the device; the baseline alone may take as much before."""
+
+DEVICE_S = 5.0
+"""Seconds that scoring a model on the device may take, before one has been scored."""
+
 REPORT_S = 2.0
 """Seconds kept for the report and for ending the processes."""
 
@@ -61,6 +77,7 @@ class Calls:
         run: Carry out a trial.
         look: Look at a single change.
         test_score: Score a finished model on the test split.
+        device_score: Score a finished model by what the device computes.
         remeasure: Measure finished models together: records, the baseline's values, CPU seconds for each.
         kill: Drop all running work.
     """
@@ -68,6 +85,7 @@ class Calls:
     run: Callable[[Trial, Screen], Future[Record]]
     look: Callable[[Probe], Future[Sensitivity]]
     test_score: Callable[[Record], Future[SplitScore]]
+    device_score: Callable[[Record], Future[DeviceScore]]
     remeasure: Callable[[tuple[Record, ...], Mapping[str, float], float], Future[tuple[Remeasured, ...]]]
     kill: Callable[[], None]
 
@@ -195,6 +213,10 @@ class SearchLoop:
         self._observer = observer
         self._records = list(directory.records())
         self._confirmations = list(directory.confirmations())
+        self._device_scores = list(directory.device_scores())
+        self._device_seconds = [one.seconds for one in self._device_scores]
+        """What it took to score models on the device, those that are scored at one time together."""
+
         self._running: dict[Future[Record], Trial] = {}
         self._looking: dict[Future[Sensitivity], tuple[Probe, float]] = {}
         """What is looked at, and since when."""
@@ -225,9 +247,11 @@ class SearchLoop:
         Raises:
             SearchFailed: If the first trials all fail with one error.
         """
+        self._score_on_device(tuple(one for one in self._unscored() if one is self._baseline), DEVICE_SHARE)
         reason, known = self._search(), 0
         while not self._interrupts.cancel:
             self._confirm()
+            self._score_on_device(self._unscored())
             if reason != SPENT or len(self._records) == known:
                 break
             known, self._phase, self._is_extra_time = len(self._records), "searching", True
@@ -371,7 +395,7 @@ class SearchLoop:
         self._directory.forget_weights(self._needed_weights())
         self._times.learn(record)
         if record.status == "complete":
-            self._points = self._directory.write_front(self._records, self._confirmations)
+            self._points = self._directory.write_front(self._records, self._confirmations, self._device_scores)
         self._tell(_event(record, self._config))
         self._stop_if_hopeless()
 
@@ -415,9 +439,9 @@ class SearchLoop:
     def _confirm_s(self) -> float:
         """Seconds to keep for measuring the front together and scoring it on the test split."""
         new = 1 + self._new_on_front()
-        if self._is_extra_time:
-            return 1.0 + new * self._confirm_one_s()  # the scoring workers are warm, and who joins by belief has
-        return 2.0 + (new + JOINING * len(self._points[1])) * self._confirm_one_s()
+        if self._is_extra_time:  # the scoring workers are warm, and who joins by belief has
+            return 1.0 + new * self._confirm_one_s() + self._device_s()
+        return 2.0 + (new + JOINING * len(self._points[1])) * self._confirm_one_s() + self._device_s()
 
     def _new_on_front(self) -> int:
         """Models of the front with no confirmation yet."""
@@ -462,7 +486,7 @@ class SearchLoop:
         for confirmation in renewed:
             self._directory.append(confirmation)
         self._confirmations += renewed
-        self._points = self._directory.write_front(self._records, self._confirmations)
+        self._points = self._directory.write_front(self._records, self._confirmations, self._device_scores)
 
     def _unconfirmed(self, believed: Mapping[int, float]) -> tuple[Record, ...]:
         """The models of the front with no confirmation yet, and the baseline.
@@ -533,10 +557,14 @@ class SearchLoop:
             )
             self._directory.append(confirmation)
             self._confirmations.append(confirmation)
-        self._points = self._directory.write_front(self._records, self._confirmations)
+        self._points = self._directory.write_front(self._records, self._confirmations, self._device_scores)
 
-    def _await(self, futures: Sequence[Future[Any]]) -> None:
+    def _await(self, futures: Sequence[Future[Any]], *, until_s: float = math.inf) -> None:
         """Wait for some calls, past the budget by a grace at most.
+
+        Args:
+            futures: What is waited for.
+            until_s: Time of the search at which they are given up in any case.
 
         Raises:
             DeviceUnavailable: If they take longer, or somebody cancels.
@@ -546,9 +574,80 @@ class SearchLoop:
             _, pending = wait(pending, timeout=TICK_S)
             self._tell("")
             late = self._config.budget_s is not None and self._left_s() < -GRACE_S
+            late = late or self._clock.elapsed_s > until_s
             if pending and (late or self._interrupts.cancel):
                 self._calls.kill()
-                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else "the budget is spent")
+                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else "its time is spent")
+
+    # -- scoring on the device -----------------------------------------------------------------------------------
+
+    def _unscored(self) -> tuple[Record, ...]:
+        """The baseline and the models of the front, as far as they have no score on the device and are to have one."""
+        if not self._config.score_on_device:
+            return ()
+        known = {one.number for one in self._device_scores}
+        wanted = [number for number in (0, *(point.number for point in self._points[1])) if number not in known]
+        by_number = {record.number: record for record in self._records}
+        return tuple(by_number[number] for number in dict.fromkeys(wanted))
+
+    def _device_s(self) -> float:
+        """Seconds to keep for scoring the front on the device."""
+        if self._config.budget_s is None or not self._config.score_on_device:
+            return 0.0
+        turns = math.ceil((1 + len(self._unscored())) / self._machines)
+        return min(turns * self._device_turn_s(), DEVICE_SHARE * self._config.budget_s)
+
+    @property
+    def _machines(self) -> int:
+        """Models that are scored on the device at one time."""
+        return max(1, min(self._config.workers, len(self._config.profile.addresses)))
+
+    def _device_turn_s(self) -> float:
+        return max(self._device_seconds[-8:], default=DEVICE_S)
+
+    def _score_on_device(self, records: tuple[Record, ...], share: float = 1.0) -> None:
+        """Score models by what the device computes and write it down, as far as there is time; the rest is told.
+
+        Args:
+            records: Complete ones, the most wanted first.
+            share: Of the budget, after which no more is waited for.
+        """
+        budget_s = self._config.budget_s
+        until_s = math.inf if budget_s is None else self._clock.elapsed_s + share * budget_s
+        if records:
+            self._tell(f"scoring on the device (models: {len(records)})")
+        for start in range(0, len(records), self._machines):
+            if budget_s is not None and self._left_s() < self._device_turn_s():
+                self._tell(f"no time left to score on the device (models: {len(records) - start})")
+                return
+            began_s = self._clock.elapsed_s
+            try:
+                self._score_some_on_device(records[start : start + self._machines], until_s)
+            except Exception as error:
+                self._tell(f"scoring on the device ended: {self._told(error)}")
+                return
+            finally:
+                self._device_seconds.append(self._clock.elapsed_s - began_s)
+
+    def _score_some_on_device(self, records: tuple[Record, ...], until_s: float) -> None:
+        """Score models at one time.
+
+        Raises:
+            DeviceUnavailable: If the device is missing, or it takes longer than there is time.
+            BrokenExecutor: If a worker dies.
+            TaskFailed: If the user's metric raises.
+        """
+        futures = [self._calls.device_score(record) for record in records]
+        self._await(futures, until_s=until_s)
+        scores = [future.result() for future in futures if future.exception() is None]
+        for score in scores:
+            self._directory.append(score)
+            if score.reason:
+                self._tell(f"model {score.number} can't be scored on the device: {score.reason}")
+        self._device_scores += scores
+        self._points = self._directory.write_front(self._records, self._confirmations, self._device_scores)
+        for future in futures:
+            future.result()
 
     # -- telling -------------------------------------------------------------------------------------------------
 

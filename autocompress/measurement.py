@@ -51,6 +51,8 @@ class Measurement:
         session_ms: Wall time that the runtime took to load the model, optimize its graph and be ready for the first
             inference; 0 where it is worked out, and in records that are older than it.
         batch_size: Samples of one inference.
+        energy_mj: Millijoules of one inference in the mean, by the counters of the processor: of all packages, with
+            idle power and whatever else ran there. None where the machine does not tell, or an accelerator works.
         samples, reference_samples: The times behind the numbers, whole blocks, thinned where there are many.
     """
 
@@ -70,6 +72,7 @@ class Measurement:
     reference_samples: Samples | None = None
     wall_p99_ms: float = 0.0
     session_ms: float = 0.0
+    energy_mj: float | None = None
     batch_size: int = 1
 
     @property

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from autocompress.measurement import Measurement
 from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, on_machine
 from autocompress.plan import ORIGINAL, Plan, Step
-from autocompress.record import Confirmation, Record
+from autocompress.record import Confirmation, DeviceScore, Record
 
 BITS, FULL_BITS = "bits", 8
 """The parameter that says how many bits a weight takes, whatever the method, and how many it takes without it."""
@@ -59,6 +59,9 @@ class Point:
         confidence: How sure it is that no other model of the front beats it, given how few samples validation data
             has, in [0, 1]; None for the baseline where it is not on the front.
         machines: The same by machine, where there are several; latency and memory above are those of the first.
+        device_score: The metric on validation data by the outputs that the device computed; None where it was not
+            asked for, not reached in time, or the device can't run the model.
+        device_reason: Why the device can't run the model; empty if it can, or was not asked to.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -76,6 +79,8 @@ class Point:
     peak_memory_bytes: int
     confidence: float | None = None
     machines: Mapping[str, OnMachine] = field(default_factory=dict)
+    device_score: float | None = None
+    device_reason: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The point as the stable contract of `autocompress show RUN --format json` has it."""
@@ -92,13 +97,17 @@ class Point:
             "peak_memory_bytes": self.peak_memory_bytes,
             "confidence": self.confidence,
             "machines": {name: asdict(own) for name, own in self.machines.items()},
+            "device_score": self.device_score,
+            "device_reason": self.device_reason,
         }
 
     def values(self) -> dict[str, float]:
         """Everything that a `where` or `best` may name."""
+        on_device = {} if self.device_score is None else dict.fromkeys(self.validation, self.device_score)
         return {
             **self.validation,
             **{f"test_{name}": value for name, value in self.test.items()},
+            **{f"device_{name}": value for name, value in on_device.items()},
             "latency_ms": self.latency_ms,
             "latency_ratio": self.latency_ratio,
             "size_bytes": float(self.size_bytes),
@@ -116,7 +125,8 @@ class Point:
         low, high = self.latency_ratio_interval
         whole = {"size_bytes": self.size_bytes, "peak_memory_bytes": self.peak_memory_bytes}
         interval = {"latency_ratio_low": low, "latency_ratio_high": high, "confidence": self.confidence}
-        return {"name": self.name, **self.values(), **whole, **interval, "file": self.file, "plan": self.plan}
+        why = {"device_reason": self.device_reason} if self.device_reason else {}
+        return {"name": self.name, **self.values(), **whole, **interval, **why, "file": self.file, "plan": self.plan}
 
 
 def as_csv(points: Sequence[Point]) -> str:
@@ -153,6 +163,7 @@ def make_point(
     directory: Path,
     *,
     confidence: float | None = None,
+    device_score: DeviceScore | None = None,
 ) -> Point:
     """The point of a record whose values are confirmed already.
 
@@ -163,6 +174,7 @@ def make_point(
         metric: Name of the task's metric.
         directory: Where the file and the plan of the point lie.
         confidence: How sure it is that the point belongs to the front.
+        device_score: What the model scored on the device, if it was tried.
     """
     test = next((c.test for c in reversed(confirmations) if c.number == record.number), {})
     name = point_name(record)
@@ -181,6 +193,8 @@ def make_point(
         peak_memory_bytes=int(record.values["peak_memory_bytes"]),
         confidence=confidence,
         machines=_machines(record),
+        device_score=device_score.score if device_score else None,
+        device_reason=device_score.reason if device_score else "",
     )
 
 

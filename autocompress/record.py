@@ -186,3 +186,22 @@ class Confirmation:
     believed: float | None = None
     other_measurements: Mapping[str, Measurement] = field(default_factory=dict)
     kind: Literal["confirmation"] = "confirmation"
+
+
+@dataclass(frozen=True)
+class DeviceScore:
+    """What a finished model scored by the outputs that the device computed.
+
+    Args:
+        number: Number of the trial.
+        score: The metric on validation data; None if the device can't run the model.
+        reason: Why it can't, in one line.
+        seconds: Wall time that it took.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    number: int
+    score: float | None
+    reason: str = ""
+    seconds: float = 0.0
+    kind: Literal["device_score"] = "device_score"

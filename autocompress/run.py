@@ -110,7 +110,8 @@ class Run:
             raise InvalidInput(self._why_empty())
         known = [name for name in baseline.values() if all(name in point.values() for point in points)]
         constraints = tuple(_constraint(text, known) for text in _texts(where))
-        shares = (self.config.metric, f"test_{self.config.metric}") if self.config.is_percentage else ()
+        metric = self.config.metric
+        shares = (metric, f"test_{metric}", f"device_{metric}") if self.config.is_percentage else ()
         check_shares(constraints, shares)
         fitting = [point for point in points if _miss(point, baseline, constraints) is None]
         if not fitting:
@@ -173,7 +174,8 @@ class Run:
         return weighted_change(config.objectives, point.values(), baseline.values(), is_share=config.is_percentage)
 
     def _direction(self, name: str) -> Direction:
-        return self.config.direction if name.removeprefix("test_") == self.config.metric else "minimize"
+        metric = self.config.metric
+        return self.config.direction if name in (metric, f"test_{metric}", f"device_{metric}") else "minimize"
 
     def _copy(self, point: Point, output: Path) -> Point:
         file = output / f"{point.name}.onnx" if output.is_dir() else output
@@ -240,6 +242,11 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidInput:
     if name.startswith("test_") and name.removeprefix("test_") in known:
         return InvalidInput(
             f"{kind} {name!r}: there are no test scores; they come at the end of a search whose task has test data"
+        )
+    if name.startswith("device_") and name.removeprefix("device_") in known:
+        return InvalidInput(
+            f"{kind} {name!r}: not every model of the front has a score on the device; they come at the end of a "
+            "search with --score-on-device"
         )
     return UnknownName(kind, name, known)
 

@@ -24,12 +24,12 @@ from autocompress.objective import Constraint, Direction, Objective
 from autocompress.point import Point, as_csv, confirmed, make_point
 from autocompress.probe import Sensitivity
 from autocompress.profile import HardwareProfile, made_for
-from autocompress.record import Confirmation, Record
+from autocompress.record import Confirmation, DeviceScore, Record
 from autocompress.serialization import dumps, from_data, from_json, to_json, write_atomically
 from autocompress.space import SearchSpace
 
 T = TypeVar("T")
-Line = Record | Confirmation | Sensitivity
+Line = Record | Confirmation | DeviceScore | Sensitivity
 """One line of `records.jsonl`."""
 
 RunStatus = Literal["running", "complete", "stopped", "failed", "interrupted"]
@@ -71,6 +71,7 @@ class RunConfig:
         machine: Host name.
         created: UTC time in ISO 8601.
         epoch_s: Seconds of one epoch of recovery of the original, when the search began.
+        score_on_device: Whether the front is scored by what the device computes, too.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -94,6 +95,7 @@ class RunConfig:
     created: str = ""
     epoch_s: float | None = None
     other_profiles: tuple[HardwareProfile, ...] = ()
+    score_on_device: bool = False
     version: int = 1
 
     @property
@@ -136,10 +138,10 @@ class Heartbeat:
 class RunDirectory:
     """One search on disk.
 
-    `run.json` the configuration · `records.jsonl` one line for each finished trial, change that was looked at and
-    confirmation, appended and synced · `heartbeat.json` time spent and status · `artifacts/` model files by the digest
-    of their plan · `front/` the current front · `near_misses/` what comes nearest where nothing obeys the constraints ·
-    `study.journal` Optuna's own view · `report.html` · `log.txt`.
+    `run.json` the configuration · `records.jsonl` one line for each finished trial, change that was looked at,
+    confirmation and score on the device, appended and synced · `heartbeat.json` time spent and status · `artifacts/`
+    model files by the digest of their plan · `front/` the current front · `near_misses/` what comes nearest where
+    nothing obeys the constraints · `study.journal` Optuna's own view · `report.html` · `log.txt`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -286,7 +288,7 @@ class RunDirectory:
     # -- records -------------------------------------------------------------------------------------------------
 
     def append(self, line: Line) -> None:
-        """Add a finished trial, a confirmation or an entry of the table; it is on disk when this returns.
+        """Add a finished trial or another line; it is on disk when this returns.
 
         Raises:
             RunDirectoryError: If the disk is full or the folder can't be written.
@@ -348,6 +350,10 @@ class RunDirectory:
         """The confirmations in the order they were made."""
         return tuple(line for line in self.lines() if isinstance(line, Confirmation))
 
+    def device_scores(self) -> tuple[DeviceScore, ...]:
+        """The scores on the device in the order they were made."""
+        return tuple(line for line in self.lines() if isinstance(line, DeviceScore))
+
     def sensitivities(self) -> tuple[Sensitivity, ...]:
         """The entries of the sensitivity table in the order they were made."""
         return tuple(line for line in self.lines() if isinstance(line, Sensitivity))
@@ -395,7 +401,7 @@ class RunDirectory:
 
     def points(self) -> tuple[Point | None, tuple[Point, ...]]:
         """The baseline (None before it is measured) and the front, read from the records."""
-        return self._points(self.records(), self.confirmations())
+        return self._points(self.records(), self.confirmations(), self.device_scores())
 
     def near_misses(self) -> tuple[Point, ...]:
         """The models nearest to the constraints, by the farthest one; none if some model obeys all."""
@@ -418,7 +424,10 @@ class RunDirectory:
         )
 
     def _points(
-        self, records: Sequence[Record], confirmations: Sequence[Confirmation]
+        self,
+        records: Sequence[Record],
+        confirmations: Sequence[Confirmation],
+        device_scores: Sequence[DeviceScore],
     ) -> tuple[Point | None, tuple[Point, ...]]:
         config = self.config
         final = confirmed(records, confirmations)
@@ -427,22 +436,33 @@ class RunDirectory:
             return None, ()
 
         def point(record: Record, confidence: float | None = None) -> Point:
-            folder = self.path / "front"
-            return make_point(record, baseline, confirmations, config.metric, folder, confidence=confidence)
+            return make_point(
+                record,
+                baseline,
+                confirmations,
+                config.metric,
+                self.path / "front",
+                confidence=confidence,
+                device_score=on_device.get(record.number),
+            )
 
+        on_device = {one.number: one for one in device_scores}
         believed = {one.number: one.believed for one in confirmations if one.believed is not None}
         front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed=believed)
         return point(baseline), tuple(point(one.record, one.confidence) for one in front)
 
     def write_front(
-        self, records: Sequence[Record], confirmations: Sequence[Confirmation]
+        self,
+        records: Sequence[Record],
+        confirmations: Sequence[Confirmation],
+        device_scores: Sequence[DeviceScore] = (),
     ) -> tuple[Point | None, tuple[Point, ...]]:
         """Bring `front/` up to date; at any moment every file that `front.json` names is there, whole.
 
         Returns:
             The baseline and the front.
         """
-        baseline, front = self._points(records, confirmations)
+        baseline, front = self._points(records, confirmations, device_scores)
         if baseline is not None:
             with self._writing():
                 self._place_front(records, baseline, front)
@@ -522,6 +542,8 @@ def _parse_line(line: bytes) -> Line:
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind == "confirmation":
         return from_data(Confirmation, data)
+    if kind == "device_score":
+        return from_data(DeviceScore, data)
     if kind == "sensitivity":
         return from_data(Sensitivity, data)
     return from_data(Record, data)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from autocompress.graph.view import LayerView
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import Record, Remeasured, SplitScore, Trial
+from autocompress.record import DeviceScore, Record, Remeasured, SplitScore, Trial
 from autocompress.screen import Screen
 from autocompress.serialization import from_json, to_json
 from autocompress.space import SearchSpace
@@ -147,6 +147,13 @@ def test_score(assignment: Assignment, record: Record) -> SplitScore:
     from autocompress.pipeline import score_test
 
     return score_test(record, _bench(assignment))
+
+
+def device_score(assignment: Assignment, record: Record) -> DeviceScore:
+    """Score a finished model on validation data by what the device computes."""
+    from autocompress.pipeline import score_on_device
+
+    return score_on_device(record, _bench(assignment))
 
 
 def measure_together(

@@ -40,6 +40,7 @@ class Config(BaseModel):
     executor: str | None = None
     seed: int | None = None
     output: str | None = None
+    score_on_device: bool | None = None
 
     @property
     def machine(self) -> str | None:

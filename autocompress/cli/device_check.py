@@ -25,6 +25,7 @@ def check(
     from autocompress.devices._trial import tiny_measurement
     from autocompress.errors import AutocompressError
     from autocompress.profile import HardwareProfile
+    from autocompress.report.table import format_mj
 
     if where.startswith(("http://", "https://")):
         profile = HardwareProfile(name=where, device="remote", addresses=(where,), certificate=certificate)
@@ -41,10 +42,11 @@ def check(
             failed = True
             typer.echo(f"{address}: {error}")
             continue
+        energy = "" if measured.energy_mj is None else f" and {format_mj(measured.energy_mj)}"
         release = "" if machine.version == __version__ else f" (here {__version__})"
         typer.echo(
             f"{address}: {measured.machine}, autocompress {machine.version}{release}; measured a tiny model in "
-            f"{measured.latency_ms:.4f} ms"
+            f"{measured.latency_ms:.4f} ms{energy}"
         )
     if failed:
         raise typer.Exit(1)

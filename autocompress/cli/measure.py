@@ -31,7 +31,7 @@ def measure(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of one inference.")] = 1,
     format: Annotated[Format, typer.Option("--format", "-f", help="`json` holds the samples too.")] = Format.TEXT,
 ) -> None:
-    """Measure latency, size and memory of an ONNX file on a machine.
+    """Measure latency, size and memory of an ONNX file on a machine, and energy where its processor tells.
 
     Example: `autocompress measure model.onnx --reference original.onnx`
     """
@@ -48,7 +48,7 @@ def measure(
 
 
 def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
-    from autocompress.report.table import format_bytes, format_interval, format_ms
+    from autocompress.report.table import format_bytes, format_interval, format_mj, format_ms
 
     lines = {
         "latency": format_ms(result.latency_ms),
@@ -58,6 +58,7 @@ def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
         "throughput": f"{result.throughput_per_s:.4g} samples a second, in batches of {result.batch_size}",
         "loading": format_ms(result.session_ms),
         "wall time over CPU time": f"{result.contention:.2f}",
+        "energy of an inference": f"{format_mj(result.energy_mj or 0)}, of the whole processor with its idle power",
         "size": format_bytes(size_bytes),
         "peak memory": format_bytes(result.peak_memory_bytes),
         "nodes on integer kernels": f"{result.integer_nodes} of {result.nodes}",
@@ -65,4 +66,6 @@ def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
     }
     if not with_reference:
         del lines["ratio to the reference"]
+    if result.energy_mj is None:
+        del lines["energy of an inference"]
     return "\n".join(f"{name}: {value}" for name, value in lines.items())

@@ -75,6 +75,14 @@ def search(
         str | None,
         typer.Option(help="`guided` (default): sensitivities, models and a solver; or `tpe`, `nsga2`, `random`."),
     ] = None,
+    score_on_device: Annotated[
+        bool | None,
+        typer.Option(
+            "--score-on-device/--no-score-on-device",
+            help="Score the final front also by what the device computes for the validation data, and tell where that "
+            "differs from the host. Off by default; the time is part of the budget.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run directory; by default a new folder under `runs/`.")
     ] = None,
@@ -106,6 +114,7 @@ def search(
         "executor": executor,
         "seed": seed,
         "strategy": strategy,
+        "score_on_device": score_on_device,
         "output": output,
     }
     given = {name: value for name, value in flags.items() if value not in (None, ())}

@@ -61,6 +61,7 @@ def print_run(run: Run) -> None:
     """How the run stands in one line, and its front as a table."""
     from autocompress.cli.tables import front_table, terminal
     from autocompress.duration import format_duration
+    from autocompress.report.on_device import told
 
     facts, baseline, points, console = run.as_json(), run.baseline, run.points, terminal()
     counts = ", ".join(f"{count} {status}" for status, count in facts["trials"].items())
@@ -79,3 +80,7 @@ def print_run(run: Run) -> None:
         points = misses
     apart = None if baseline.number in {point.number for point in points} else baseline
     console.print(front_table(apart, points, run.columns(), width=console.width))
+    config = run.config
+    if config.score_on_device and not misses:
+        lines = told([*([apart] if apart else []), *points], config.metric, config.is_percentage)
+        console.print("\n".join(lines), markup=False, soft_wrap=True)

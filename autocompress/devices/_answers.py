@@ -62,6 +62,7 @@ def measurements(
     timed = timed_models(artifacts, reference)
     times: Mapping[str, Samples] = dict(zip(timed, answer.times, strict=True))
     session_ms = dict(zip(timed, answer.session_ms, strict=True))
+    energy_mj = dict(zip(timed, answer.energy_mj, strict=True))
     footprints = dict(zip(weighed_models(artifacts), answer.footprints, strict=True))
     return tuple(
         _measurement(
@@ -70,6 +71,7 @@ def measurements(
             footprints[artifact.sha256],
             clock=clock,
             session_ms=session_ms[artifact.sha256],
+            energy_mj=energy_mj[artifact.sha256],
             protocol=protocol,
             machine=f"{processor}, {answer.runtime}",
             batch_size=batch_size,
@@ -85,6 +87,7 @@ def _measurement(
     *,
     clock: Literal["cpu_ms", "wall_ms"],
     session_ms: float,
+    energy_mj: float | None,
     protocol: Protocol,
     machine: str,
     batch_size: int,
@@ -111,4 +114,5 @@ def _measurement(
         wall_p99_ms=float(p99),
         session_ms=session_ms,
         batch_size=batch_size,
+        energy_mj=energy_mj,
     )

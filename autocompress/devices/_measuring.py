@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 import numpy as np
 from pydantic import ConfigDict
 
+from autocompress.devices._energy import POWERCAP, Counter, find_counters, read, spent_uj
 from autocompress.devices._footprint import Footprint, footprint
 from autocompress.devices._session import (
+    HOST,
     Feed,
     Request,
     counted_clock,
@@ -56,6 +58,8 @@ class Answer:
     Args:
         times: One for each model of the request, in order; empty after an error.
         session_ms: Wall time that each of these took to be loaded; empty after an error.
+        energy_mj: Energy of one inference of each of these models in the mean, None where the machine does not tell;
+            empty after an error.
         footprints: One for each model that was to be weighed, in order; empty after an error.
         runtime: Name and version of the runtime.
         error: Name of the error's class in `autocompress.errors`, or empty.
@@ -65,6 +69,7 @@ class Answer:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     times: tuple[Samples, ...] = ()
     session_ms: tuple[float, ...] = ()
+    energy_mj: tuple[float | None, ...] = ()
     footprints: tuple[Footprint, ...] = ()
     runtime: str = ""
     error: str = ""
@@ -78,9 +83,11 @@ class Subject:
     Args:
         clock: The clock whose times count.
         session_ms: What loading it took.
+        counters: Of energy, none where the machine does not tell.
         cpu, wall: Nanoseconds of its inferences, one list a block.
         medians: Nanoseconds of the median inference of each block, by the clock that counts.
         spent_s: Seconds of all its inferences, by that clock.
+        energy_uj: What all its blocks took by the counters.
     """
 
     path: str
@@ -88,14 +95,23 @@ class Subject:
     feed: Feed
     clock: Literal["cpu_ms", "wall_ms"]
     session_ms: float
+    counters: tuple[Counter, ...] = ()
     cpu: list[list[int]] = field(default_factory=list)
     wall: list[list[int]] = field(default_factory=list)
     medians: list[float] = field(default_factory=list)
     spent_s: float = 0.0
+    energy_uj: int = 0
+
+    @property
+    def energy_mj(self) -> float | None:
+        """Energy of one inference in the mean, of whole blocks: the counters move too seldom for a single one."""
+        inferences = sum(map(len, self.cpu))
+        return float(f"{self.energy_uj / 1000 / inferences:.5g}") if self.counters else None
 
     def run_block(self, length: int) -> None:
         """Time `length` inferences."""
         cpu, wall = [], []
+        before = read(self.counters)
         with runtime_errors(f"{self.path}: can't be run"):
             for _ in range(length):
                 wall_start, cpu_start = time.perf_counter_ns(), time.thread_time_ns()
@@ -103,6 +119,7 @@ class Subject:
                 cpu_end, wall_end = time.thread_time_ns(), time.perf_counter_ns()
                 cpu.append(cpu_end - cpu_start)
                 wall.append(wall_end - wall_start)
+        self.energy_uj += spent_uj(self.counters, before, read(self.counters))
         self.cpu.append(cpu)
         self.wall.append(wall)
         counted = cpu if self.clock == "cpu_ms" else wall
@@ -116,7 +133,7 @@ class Subject:
             if self.spent_s >= protocol.max_cpu_s:
                 break
         shortest_ms = min(self.medians) / 1e6
-        self.cpu, self.wall, self.medians, self.spent_s = [], [], [], 0.0
+        self.cpu, self.wall, self.medians, self.spent_s, self.energy_uj = [], [], [], 0.0, 0
         return shortest_ms
 
 
@@ -188,7 +205,13 @@ def measure(request: Request) -> Answer:
     subjects = [_open(path, request) for path in request.models]
     time_models(subjects, request.protocol)
     times = tuple(Samples(_in_record(subject.cpu), _in_record(subject.wall)) for subject in subjects)
-    return Answer(times, tuple(subject.session_ms for subject in subjects), footprints, runtime)
+    return Answer(
+        times=times,
+        session_ms=tuple(subject.session_ms for subject in subjects),
+        energy_mj=tuple(subject.energy_mj for subject in subjects),
+        footprints=footprints,
+        runtime=runtime,
+    )
 
 
 def _open(path: str, request: Request) -> Subject:
@@ -196,7 +219,8 @@ def _open(path: str, request: Request) -> Subject:
     session = open_session(path, request)
     session_ms = float(f"{1000 * (time.perf_counter() - started):.5g}")
     feed = make_feed(session, read_examples(request.examples), path)
-    return Subject(path, session, feed, counted_clock(request.provider, request.threads), session_ms)
+    counters = find_counters(POWERCAP) if request.provider == HOST else ()  # an accelerator's energy is not in them
+    return Subject(path, session, feed, counted_clock(request.provider, request.threads), session_ms, counters)
 
 
 def runtime_name() -> str:

@@ -30,15 +30,19 @@ class Column:
 
 
 def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> tuple[Column, ...]:
-    """The columns for some points; the test column only where there are test scores."""
+    """The columns for some points; those of scores on test data and on the device only where there are some."""
 
     def test(point: Point) -> str:
         return format_metric(point.test.get(metric), is_percentage)
+
+    def device(point: Point) -> str:
+        return "can't run" if point.device_reason else format_metric(point.device_score, is_percentage)
 
     columns = (
         Column("name", "model", lambda point: point.name, 0, is_number=False),
         Column("metric", metric, lambda point: format_metric(point.validation[metric], is_percentage), 0),
         Column("test", f"test {metric}", test, 2),
+        Column("device", f"device {metric}", device, 1),
         *_latency_columns(points),
         Column("size", "size", lambda point: format_bytes(point.size_bytes), 3),
         Column("size_ratio", "× size", lambda point: f"{point.size_ratio:.2f}", 1),
@@ -47,6 +51,7 @@ def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> 
     )
     has = {
         "test": any(metric in point.test for point in points),
+        "device": any(point.device_score is not None or point.device_reason for point in points),
         "memory": any(point.peak_memory_bytes for point in points),
         "confidence": any(point.confidence not in (None, 1.0) for point in points),
     }
@@ -110,6 +115,15 @@ def format_ms(value: float) -> str:
     ('0.400 ms', '12.3 ms', '123 ms', '1234 ms')
     """
     return f"{value:#.3g}".rstrip(".") + " ms" if value < 1000 else f"{value:.0f} ms"
+
+
+def format_mj(value: float) -> str:
+    """Millijoules with three digits that count.
+
+    >>> format_mj(0.4), format_mj(12.345), format_mj(1234.5)
+    ('0.400 mJ', '12.3 mJ', '1234 mJ')
+    """
+    return f"{value:#.3g}".rstrip(".") + " mJ" if value < 1000 else f"{value:.0f} mJ"
 
 
 def format_bytes(value: float) -> str:

@@ -43,6 +43,8 @@ POINT = {
     "size_ratio": NUMBER,
     "peak_memory_bytes": int,
     "confidence": (*NUMBER, type(None)),
+    "device_score": (*NUMBER, type(None)),
+    "device_reason": str,
 }
 RUN = {
     "task": str,

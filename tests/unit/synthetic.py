@@ -12,7 +12,7 @@ from autocompress.objective import Constraint, make_objectives
 from autocompress.plan import Plan, Recovery, Scalar, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import Confirmation, Proposal, Record, Trial
+from autocompress.record import Confirmation, DeviceScore, Proposal, Record, Trial
 from autocompress.run_directory import RunConfig, RunDirectory
 from autocompress.space import SearchSpace
 
@@ -146,6 +146,20 @@ def confirmation(number: int, accuracy: float, ratio: float, values: Mapping[str
     """What the end of the search found of a model."""
     measured = values if values is not None else {"latency_ms": 0.8 * ratio, "latency_ratio": ratio}
     return Confirmation(number, {"accuracy": accuracy}, measurement(ratio), measured)
+
+
+def on_device() -> tuple[DeviceScore, ...]:
+    """Scores on a device where one model is worse and another can't be run; a third was not reached."""
+    return (DeviceScore(0, 0.97), DeviceScore(1, 0.9659), DeviceScore(2, None, "no kernel for <Erf>"))
+
+
+def scored_on_device(path: Path) -> RunDirectory:
+    """A finished search whose front was scored on the device."""
+    directory = make_run(path, config=replace(config(), score_on_device=True))
+    for line in on_device():
+        directory.append(line)
+    directory.write_front(directory.records(), directory.confirmations(), directory.device_scores())
+    return directory
 
 
 def make_run(path: Path, *, config: RunConfig = config(), confirm: bool = True) -> RunDirectory:  # noqa: B008

@@ -9,12 +9,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic import complete, make_run
+from synthetic import complete, make_run, scored_on_device
 from typer.testing import CliRunner
 
 from autocompress import api
@@ -135,6 +136,7 @@ FLAGS = {
     "workers": (["--workers", "1"], 1),
     "executor": (["--executor", "inline"], "inline"),
     "seed": (["--seed", "0"], 0),
+    "score_on_device": (["--score-on-device"], True),
     "output": (["--output", "here"], Path("here")),
 }
 """Option of the API to the words that set it and the value that must arrive."""
@@ -152,6 +154,7 @@ max_drop: 2.5
 workers: 2
 executor: processes
 seed: 11
+score_on_device: false
 """
 
 FROM_FILE = {
@@ -166,6 +169,7 @@ FROM_FILE = {
     "workers": 2,
     "executor": "processes",
     "seed": 11,
+    "score_on_device": False,
 }
 
 
@@ -175,6 +179,12 @@ def test_every_flag_reaches_the_search_and_nothing_else_does(search: Calls, opti
     assert main(["search", "task.py", *words]) == 0
     assert search.positional == ("task.py",)
     assert search.options == {option: value}
+
+
+def test_what_the_file_turns_on_a_flag_turns_off(search: Calls, project: Path) -> None:
+    (project / "autocompress.yaml").write_text("task: task.py\nscore_on_device: true\n")
+    assert main(["search", "--no-score-on-device"]) == 0
+    assert search.options == {"score_on_device": False}
 
 
 def test_the_api_knows_every_option_that_a_flag_sets() -> None:
@@ -351,6 +361,15 @@ def test_show_prints_the_contract_as_json(run: Run, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out) == run.as_json()
 
 
+def test_show_tells_where_the_device_scores_differently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(scored_on_device(tmp_path / "scored").path)]) == 0
+    out = capsys.readouterr().out
+    assert "device accuracy" in out
+    assert "differs from that on the host for 1 of 2 models, most for 001-int8: -0.21 points." in out
+    assert "The device can't run 002-width_0.5: no kernel for <Erf>" in out
+    assert "Not scored on the device: 1 model." in out
+
+
 def test_show_prints_csv_in_full_precision(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(run.path), "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -438,6 +457,18 @@ def test_measure_hands_on_its_arguments_and_prints_the_latency(
     assert "latency: 0.400 ms" in out
     assert "ratio to the reference: 0.500 (0.49–0.52)" in out
     assert "size: 2 KiB" in out
+    assert "energy" not in out
+
+
+def test_measure_tells_of_energy_where_the_machine_does(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = complete(0, Plan(), 0.97, 0.5, 0.25).measurement
+    assert measured is not None
+    monkeypatch.setattr(api, "measure", Calls(replace(measured, energy_mj=1.234)))
+    Path("a.onnx").write_bytes(b"x")
+    assert main(["measure", "a.onnx"]) == 0
+    assert "energy of an inference: 1.23 mJ, of the whole processor with its idle power" in capsys.readouterr().out
 
 
 # -- configuration, tables and the live view -------------------------------------------------------------------------

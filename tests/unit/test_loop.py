@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autocompress.artifact import Artifact
-from autocompress.errors import InfeasiblePlan, MeasurementError, SearchFailed
+from autocompress.errors import DeviceUnavailable, InfeasiblePlan, MeasurementError, SearchFailed
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
 from autocompress.measurement import Measurement
@@ -20,7 +20,7 @@ from autocompress.objective import make_objectives
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import Proposal, Record, Remeasured, SplitScore, Trial
+from autocompress.record import DeviceScore, Proposal, Record, Remeasured, SplitScore, Trial
 from autocompress.run_directory import PHASES, RunConfig, RunDirectory, RunStatus
 from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
@@ -85,6 +85,7 @@ class Bench:
         self.directory.append(self.complete(Trial(0, Plan()), METRIC))
         self.ran: list[Trial] = []
         self.screens: list[Screen] = []
+        self.scored_on_device: list[int] = []
         self.killed = 0
         self.snapshots: list[Snapshot] = []
         self.interrupts = Interrupts()
@@ -107,7 +108,7 @@ class Bench:
         loop = SearchLoop(
             directory=self.directory,
             strategy=strategy,
-            calls=Calls(self._run, self._look, self._test_score, self._remeasure, self._kill),
+            calls=Calls(self._run, self._look, self._test_score, self._device_score, self._remeasure, self._kill),
             clock=clock,
             times=TrialTimes(times.get("epoch_s", 0.001)),
             interrupts=self.interrupts,
@@ -130,6 +131,10 @@ class Bench:
 
     def _test_score(self, record: Record) -> Future[SplitScore]:
         return done(SplitScore({"accuracy": record.values["accuracy"] - 0.01}))  # type: ignore[no-any-return]
+
+    def _device_score(self, record: Record) -> Future[DeviceScore]:
+        self.scored_on_device.append(record.number)
+        return done(DeviceScore(record.number, record.values["accuracy"], seconds=0.1))  # type: ignore[no-any-return]
 
     def _remeasure(
         self, records: tuple[Record, ...], baseline: Mapping[str, float], each_s: float
@@ -520,3 +525,113 @@ def test_a_trial_that_takes_too_long_does_not_take_the_time_of_the_end(tmp_path:
     assert time.monotonic() - started < 10
     assert bench.killed == 1
     assert [confirmation.number for confirmation in bench.directory.confirmations()] == [0]
+
+
+# -- scoring on the device -------------------------------------------------------------------------------------------
+
+
+def failing(bench: Bench, error: Exception, number: int) -> None:
+    """Have the score of one model on the device end in an error."""
+    score = bench._device_score
+
+    def one_fails(record: Record) -> Future[DeviceScore]:
+        future = score(record)
+        if record.number != number:
+            return future
+        failed: Future[DeviceScore] = Future()
+        failed.set_exception(error)
+        return failed
+
+    bench._device_score = one_fails  # type: ignore[method-assign]
+
+
+def test_no_model_is_scored_on_the_device_unless_it_is_asked_for(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.run(Listed(plans(3)))
+    assert bench.scored_on_device == []
+    assert all(point["device_score"] is None for point in front_of(bench))
+
+
+def test_the_baseline_is_scored_on_the_device_before_and_the_front_after_the_search(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", score_on_device=True)
+    bench.run(Listed(plans(3)))
+    assert bench.scored_on_device == [
+        0,
+        *(int(point["name"][:3]) for point in front_of(bench) if point["name"][2] > "0"),
+    ]
+    assert sorted(bench.scored_on_device) == [0, 1, 2, 3]
+    assert all(point["device_score"] == point["validation"]["accuracy"] for point in front_of(bench))
+    assert "device_accuracy" in (bench.directory.path / "front" / "front.csv").read_text()
+
+
+def test_a_score_on_the_device_that_is_recorded_is_not_computed_again(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", score_on_device=True)
+    bench.run(Listed(plans(2)))
+    bench.run(Listed([]))
+    assert sorted(bench.scored_on_device) == [0, 1, 2]
+
+
+def test_a_model_that_the_device_can_not_run_is_told_and_not_tried_again(tmp_path: Path) -> None:
+    bench, score = Bench(tmp_path / "run", score_on_device=True), Bench._device_score
+    bench._device_score = lambda record: (  # type: ignore[method-assign]
+        score(bench, record) if record.number != 2 else done(DeviceScore(2, None, "no kernel for Erf"))
+    )
+    assert bench.run(Listed(plans(3))) == "complete"
+    assert "model 2 can't be scored on the device: no kernel for Erf" in log_of(bench)
+    why = {int(point["name"][:3]): (point["device_score"] is None, point["device_reason"]) for point in front_of(bench)}
+    assert why == {0: (False, ""), 1: (False, ""), 2: (True, "no kernel for Erf"), 3: (False, "")}
+    assert "no kernel for Erf" in (bench.directory.path / "front" / "front.csv").read_text()
+
+
+@pytest.mark.parametrize("error", [DeviceUnavailable("the board is off"), ZeroDivisionError("a bug")])
+def test_a_device_that_is_lost_ends_the_scoring_but_not_the_search_and_is_tried_again(
+    error: Exception, tmp_path: Path
+) -> None:
+    bench = Bench(tmp_path / "run", score_on_device=True)
+    failing(bench, error, 2)
+    assert bench.run(Listed(plans(3))) == "complete"
+    assert "scoring on the device ended" in log_of(bench)
+    assert {one.number for one in bench.directory.device_scores()} == {0, 1}
+    del bench._device_score  # it is there again
+    bench.run(Listed([]))
+    assert {one.number for one in bench.directory.device_scores()} == {0, 1, 2, 3}
+
+
+def test_a_pool_scores_as_many_models_at_one_time_as_it_has_machines(tmp_path: Path) -> None:
+    pool = HardwareProfile("pool", device="remote", addresses=("http://a:1", "http://b:1", "http://c:1"))
+    bench = Bench(tmp_path / "run", score_on_device=True, profile=pool, workers=2)
+    failing(bench, DeviceUnavailable("the board is off"), 1)
+    bench.run(Listed(plans(3)))
+    assert bench.scored_on_device == [0, 1, 2], "two workers"
+    assert {one.number for one in bench.directory.device_scores()} == {0, 2}, "what the other machine found is kept"
+
+
+def test_the_budget_keeps_time_for_scoring_on_the_device_but_a_share_of_it_at_most(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=100.0, score_on_device=True)
+    bench.directory.append(DeviceScore(0, 0.9, seconds=8.0))
+    bench.run(Listed(plans(1)), spent_s=88.0)
+    assert bench.ran == [], "there would be time without it"
+    slow = Bench(tmp_path / "slow", budget_s=100.0, score_on_device=True)
+    slow.directory.append(DeviceScore(0, 0.9, seconds=90.0))
+    slow.run(Listed(plans(1)), spent_s=50.0)
+    assert len(slow.ran) == 1
+    assert slow.scored_on_device == []
+    assert "no time left to score on the device (models: 1)" in log_of(slow)
+
+
+def test_a_device_that_takes_too_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.loop.DEVICE_SHARE", 0.01)
+    bench = Bench(tmp_path / "run", budget_s=60.0, score_on_device=True)
+    bench._device_score = lambda record: Future()  # type: ignore[method-assign]
+    assert bench.run(Listed(plans(1)), spent_s=40.0) == "complete"
+    assert bench.killed >= 1
+    assert len(bench.ran) == 1
+    assert "scoring on the device ended: DeviceUnavailable: its time is spent" in log_of(bench)
+
+
+def test_two_requests_to_stop_end_the_scoring_on_the_device(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", score_on_device=True)
+    bench._device_score = lambda record: Future()  # type: ignore[method-assign]
+    Timer(0.3, setattr, (bench.interrupts, "count", 2)).start()
+    assert bench.run(Listed(plans(1))) == "stopped"
+    assert bench.directory.device_scores() == ()

@@ -11,8 +11,10 @@ from torch import nn
 
 from autocompress import recovery
 from autocompress.artifact import Artifact
+from autocompress.data import Batch
 from autocompress.devices import resolve_profile
-from autocompress.errors import DeviceUnavailable, InfeasiblePlan, TaskFailed, UnknownName
+from autocompress.devices.fake import FakeDevice
+from autocompress.errors import DeviceUnavailable, InfeasiblePlan, MeasurementError, TaskFailed, UnknownName
 from autocompress.formats.compact import compact
 from autocompress.formats.encodings import encode_weights
 from autocompress.formats.onnx_export import export
@@ -25,9 +27,11 @@ from autocompress.pipeline import (
     build_architecture,
     run_baseline,
     run_trial,
+    score_on_device,
     score_test,
     survey_architectures,
 )
+from autocompress.pipeline.on_device import together
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.record import TAKEN_UP, Record, SplitScore, Trial
 from autocompress.recovery import Lessons, Recovered
@@ -336,6 +340,70 @@ def test_test_data_is_scored_on_request(bench: Workbench, baseline: Record) -> N
     assert np.mean(found.fold_scores) == pytest.approx(found.values["accuracy"], abs=0.02)
     without = Workbench(replace(task, test=None), bench.profile, bench.directory)
     assert score_test(baseline, without) == SplitScore()
+
+
+@pytest.mark.parametrize("most", [1, 40, 10**6])
+def test_a_score_on_the_device_is_that_on_the_host_however_many_samples_are_sent_at_once(
+    most: int, bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autocompress.pipeline.on_device.RUN_BYTES", most * bench.task.examples[0].nbytes)
+    found = score_on_device(baseline, bench)
+    assert found.score == baseline.values["accuracy"]
+    assert (found.number, found.reason) == (0, "")
+    assert found.seconds > 0
+
+
+def test_a_slow_model_is_run_on_few_samples_at_a_time(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts, run = [], FakeDevice.run
+
+    def counted(self: FakeDevice, artifact: Artifact, inputs: Any, *, batch_size: int | None = None) -> Any:
+        counts.append(len(inputs[0]))
+        return run(self, artifact, inputs, batch_size=batch_size)
+
+    monkeypatch.setattr(FakeDevice, "run", counted)
+    slow = replace(baseline, values={**baseline.values, "latency_ms": 300.0})
+    assert score_on_device(slow, bench).score == baseline.values["accuracy"]
+    assert set(counts) == {100}, "each run half a minute"
+
+
+@pytest.mark.parametrize("error", [MeasurementError("no kernel for Erf\nat all"), DeviceUnavailable("off")])
+def test_what_a_device_can_not_do_with_a_model_is_a_reason_and_a_lost_device_an_error(
+    error: Exception, bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FakeDevice, "run", failing)
+    if isinstance(error, DeviceUnavailable):
+        with pytest.raises(DeviceUnavailable):
+            score_on_device(baseline, bench)
+        return
+    found = score_on_device(baseline, bench)
+    assert (found.score, found.reason) == (None, "no kernel for Erf")
+
+
+def test_a_model_that_gives_no_numbers_on_the_device_has_no_score(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FakeDevice.run
+    monkeypatch.setattr(FakeDevice, "run", lambda *a, **b: tuple(np.nan * one for one in run(*a, **b)))
+    task_of_nan = replace(task, metric=Metric("mean", lambda outputs, targets: float(outputs.mean())))
+    found = score_on_device(replace(baseline), Workbench(task_of_nan, bench.profile, bench.directory))
+    assert found.score is None
+    assert "is nan" in found.reason
+
+
+@pytest.mark.parametrize("lengths", [[2, 2, 2, 1], [2, 1, 2, 2, 1, 1], [1], [2, 2]])
+def test_batches_that_travel_together_are_cut_as_they_were(lengths: list[int]) -> None:
+    samples = iter(range(100))
+    batches = [Batch((np.array([next(samples) for _ in range(n)]),), np.zeros(n)) for n in lengths]
+    sent = list(together(batches, 2, 3))
+    cut = [part.inputs[0][at : at + 2].tolist() for part in sent for at in range(0, len(part), 2)]
+    assert cut == [batch.inputs[0].tolist() for batch in batches]
+    assert all(len(part) <= 6 for part in sent)
+    assert len(sent) < max(2, len(batches))
 
 
 def test_architectures_are_built_by_name(bench: Workbench) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from synthetic import baseline, complete, config, dropped, make_run
+from synthetic import baseline, complete, config, dropped, make_run, scored_on_device
 
 from autocompress.errors import InvalidInput
 from autocompress.plan import Plan, Step
@@ -76,8 +76,11 @@ def test_the_page_loads_nothing_and_forbids_to(directory: RunDirectory, tmp_path
 
 
 def test_every_section_is_on_the_page_in_its_order(directory: RunDirectory, tmp_path: Path) -> None:
+    ordered = sorted(SECTIONS, key=lambda name: SECTIONS[name].order)
+    asked_for = Page(write_report(scored_on_device(tmp_path / "scored"), tmp_path / "page.html"))
+    assert asked_for.sections == ordered
     page = Page(write_report(directory, tmp_path / "page.html"))
-    assert page.sections == sorted(SECTIONS, key=lambda name: SECTIONS[name].order)
+    assert page.sections == [name for name in ordered if name != "device_scores"]
 
 
 def test_the_plots_hold_all_finished_trials(directory: RunDirectory, tmp_path: Path) -> None:
@@ -147,6 +150,15 @@ def test_the_luck_of_the_choice_is_as_sure_as_samples_allow(
     error = 100 * 2**0.5 * abs(of_baseline - of_models) / 15**0.5  # what is lucky for all of them counts for nothing
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.15, abs=1e-9)
     assert low - 1e-9 <= excess <= high + 1e-9
+
+
+def test_scores_on_the_device_stand_beside_those_on_the_host(tmp_path: Path) -> None:
+    text = text_of(scored_on_device(tmp_path / "run"), "device_scores", tmp_path)
+    assert "differs from that on the host for 1 of 2 models, most for 001-int8: -0.21 points." in text
+    assert "The device can&#x27;t run 002-width_0.5: no kernel for &lt;Erf&gt;" in text
+    assert "Not scored on the device: 1 model." in text
+    assert "000-baseline 97.00 % 97.00 % +0.00 points 001-int8 96.80 % 96.59 % -0.21 points" in text
+    assert "002-width_0.5 95.50 % can't be run" in text
 
 
 def test_the_table_links_to_the_files_from_where_the_page_lies(directory: RunDirectory, tmp_path: Path) -> None:

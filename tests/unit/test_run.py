@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import config, make_run
+from synthetic import config, make_run, scored_on_device
 
 from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
 from autocompress.plan import Plan
+from autocompress.record import DeviceScore
 from autocompress.run import Run
 from autocompress.run_directory import RunDirectory
 
@@ -204,3 +205,22 @@ def test_weights_choose_one_model(tmp_path: Path) -> None:
     for weights, number in ((("accuracy:1", "latency_ms:1"), 3), (("accuracy:1000", "latency_ms:1"), 0)):
         make_run(tmp_path / weights[0], config=config(objectives=weights), confirm=False)
         assert Run(tmp_path / weights[0]).pick().number == number
+
+
+def test_a_score_on_the_device_is_in_every_table_and_chooses_a_model(tmp_path: Path) -> None:
+    run = Run(scored_on_device(tmp_path / "run").path)
+    shown = {point["name"][:3]: (point["device_score"], point["device_reason"]) for point in run.as_json()["front"]}
+    assert shown["001"] == (0.9659, "")
+    assert shown["002"] == (None, "no kernel for <Erf>")
+    assert shown["003"] == (None, "")
+    assert run.front.set_index("name").loc["001-int8", "device_accuracy"] == 0.9659
+    assert [column.title for column in run.columns()][:4] == ["model", "accuracy", "test accuracy", "device accuracy"]
+    with pytest.raises(InvalidInput, match="not every model of the front has a score on the device"):
+        run.pick("device_accuracy>=90%")
+    directory = RunDirectory(run.path)
+    directory.append(DeviceScore(2, 0.96))
+    directory.append(DeviceScore(3, 0.80))
+    assert run.pick("device_accuracy>=baseline-1%", "latency_ms").number == 2
+    assert run.pick(best="device_accuracy").number == 0
+    with pytest.raises(InvalidInput, match="did you mean device_accuracy>=96%"):
+        run.pick("device_accuracy>=96")

@@ -8,7 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from synthetic import baseline, complete, config, confirmation, dropped, make_run, records
+from synthetic import (
+    baseline,
+    complete,
+    config,
+    confirmation,
+    dropped,
+    make_run,
+    on_device,
+    records,
+    scored_on_device,
+)
 
 from autocompress.errors import RunDirectoryError
 from autocompress.plan import Plan, Recovery
@@ -189,3 +199,17 @@ def test_a_constraint_keeps_models_off_the_front(tmp_path: Path) -> None:
 
 def test_the_baseline_record_is_number_zero() -> None:
     assert baseline().plan.is_baseline
+
+
+def test_a_run_of_before_scores_on_the_device_is_read(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "run")
+    path = directory.path / "run.json"
+    kept = json.loads(path.read_text())
+    assert kept.pop("score_on_device") is False
+    path.write_text(json.dumps(kept))
+    assert directory.config == config()
+    assert all(point.device_score is None and not point.device_reason for point in directory.points()[1])
+
+
+def test_scores_on_the_device_survive_the_disk(tmp_path: Path) -> None:
+    assert scored_on_device(tmp_path / "run").device_scores() == on_device()

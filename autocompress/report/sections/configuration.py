@@ -24,6 +24,7 @@ class Configuration(Section):
             "constraints": ", ".join(map(str, config.constraints)) or "none",
             "search space": config.space.name,
             "hardware": ", ".join(profile.name for profile in config.profiles),
+            "score on the device": "yes" if config.score_on_device else "no",
             "strategy": config.strategy,
             "budget": format_duration(config.budget_s) if config.budget_s else "no limit of time",
             "trials": f"at most {config.trials}" if config.trials else "no limit",
