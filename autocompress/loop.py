@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from autocompress.doubt import likely_front
-from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
+from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
 from autocompress.measurement import Measurement
@@ -227,6 +228,8 @@ class SearchLoop:
 
         Raises:
             SearchFailed: If the first trials all fail with one error.
+            DeviceUnavailable: If there is nothing to measure on. The trials that ran have no record: a later process
+                may propose them again.
         """
         reason, known = self._search(), 0
         while not self._interrupts.cancel:
@@ -334,12 +337,30 @@ class SearchLoop:
         pending: set[Future[Any]] = {*self._running, *self._looking}
         done, _ = wait(pending, timeout=TICK_S, return_when=FIRST_COMPLETED)
         self._has_nothing = self._has_nothing and not done
+        lost = [error for future in done if (error := _device_lost(future)) is not None]
         for future in done & self._looking.keys():
-            self._note(future, *self._looking.pop(future))
+            if _device_lost(future) is None:
+                self._note(future, *self._looking.pop(future))
         for future in done & self._running.keys():
-            self._take_in(self._finished(future, self._running.pop(future)))
+            if _device_lost(future) is None:
+                self._take_in(self._finished(future, self._running.pop(future)))
+        if lost:
+            self._end_without_device(lost[0])
         if not done:
             self._tell("")
+
+    def _end_without_device(self, error: DeviceUnavailable) -> NoReturn:
+        """End a search that has nothing to measure on.
+
+        Raises:
+            DeviceUnavailable: Always; says how to go on.
+        """
+        self._drop("no device")
+        self._end("failed", f"{type(error).__name__}: {one_line(error)}")
+        raise DeviceUnavailable(
+            f"{error}. Nothing that was measured is lost; go on once there is a device: autocompress search --resume "
+            f"{shlex.quote(str(self._directory.path))}"
+        ) from error
 
     def _note(self, future: Future[Sensitivity], probe: Probe, started: float) -> None:
         """Write an entry of the table down, then learn from it."""
@@ -448,6 +469,8 @@ class SearchLoop:
             self._tell(f"measuring the front together and scoring it on test data (models: {len(missing)})")
             try:
                 self._confirm_some(missing, believed)
+            except DeviceUnavailable as error:
+                self._end_without_device(error)
             except Exception as error:
                 self._tell(f"the front stays as the trials measured it: {self._told(error)}")
                 return
@@ -500,7 +523,8 @@ class SearchLoop:
         """Score and measure some models and write it down; those that can't be scored are left out.
 
         Raises:
-            DeviceUnavailable: If it takes longer than there is time.
+            MeasurementError: If it takes longer than there is time.
+            DeviceUnavailable: If there is nothing to measure on.
             AutocompressError: If the models can't be measured.
             BrokenExecutor: If a worker dies.
         """
@@ -541,7 +565,7 @@ class SearchLoop:
         """Wait for some calls, past the budget by a grace at most.
 
         Raises:
-            DeviceUnavailable: If they take longer, or somebody cancels.
+            MeasurementError: If they take longer, or somebody cancels.
         """
         pending = set(futures)
         while pending:
@@ -550,7 +574,7 @@ class SearchLoop:
             late = self._config.budget_s is not None and self._left_s() < -GRACE_S
             if pending and (late or self._interrupts.cancel):
                 self._calls.kill()
-                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else "the budget is spent")
+                raise MeasurementError("cancelled" if self._interrupts.cancel else "the budget is spent")
 
     # -- telling -------------------------------------------------------------------------------------------------
 
@@ -603,6 +627,12 @@ def _event(record: Record, config: RunConfig) -> str:
         f"{name}: {config.metric} {score}, latency {record.values['latency_ratio']:.2f}x, "
         f"size {record.values['size_bytes'] / 1024:.1f} KiB, {record.elapsed_s:.1f} s"
     )
+
+
+def _device_lost(future: Future[Any]) -> DeviceUnavailable | None:
+    """The error of a call that has ended, if there was nothing to measure on."""
+    error = None if future.cancelled() else future.exception()
+    return error if isinstance(error, DeviceUnavailable) else None
 
 
 def _number(record: Record) -> int:

@@ -15,6 +15,7 @@ from autocompress.formats import parity
 from autocompress.methods import Context
 from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile
+from autocompress.run_directory import RunDirectory
 from autocompress.task import Predict, Task
 
 if TYPE_CHECKING:
@@ -55,8 +56,10 @@ class Workbench:
 
     @cached_property
     def device(self) -> Device:
-        """What measures."""
-        return open_device(self.profile)
+        """What measures; what happens to machines goes to the run's log."""
+        device = open_device(self.profile)
+        device.tell = RunDirectory(self.directory).log
+        return device
 
     @cached_property
     def context(self) -> Context:

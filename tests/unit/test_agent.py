@@ -319,13 +319,35 @@ def test_a_running_job_can_be_cancelled(agent: Agent) -> None:
 @pytest.mark.usefixtures("works_afterwards")
 def test_a_full_queue_takes_no_more(agent: Agent) -> None:
     job = run_of(agent, endless())
-    names = [agent.submit(job) for _ in range(LIMITS.queued_jobs)]
+    names = [agent.submit(replace(job, id=f"{number:032}")) for number in range(LIMITS.queued_jobs)]
     answer = agent.post(job)
     assert (answer.status_code, answer.json()["error"]) == (429, "Busy")
     agent.http.delete(f"/jobs/{names[0]}")
     assert agent.post(job, if_free=True).status_code == 429
     for name in reversed(names):
         agent.http.delete(f"/jobs/{name}")
+
+
+@pytest.mark.usefixtures("works_afterwards")
+def test_a_job_that_is_sent_twice_is_done_once(agent: Agent) -> None:
+    job, before = run_of(agent, relu()), agent.said.count(": done")
+    assert agent.submit(job) == agent.submit(job) == job.id
+    first = agent.finish(job)
+    assert agent.finish(job) == first
+    assert agent.said.count(": done") - before == 1
+    assert agent.post(replace(job, limit_s=7.0)).status_code == 422, "another job of that name"
+
+
+@pytest.mark.usefixtures("works_afterwards")
+def test_a_job_that_is_sent_again_after_it_was_cancelled_is_done_anew(agent: Agent) -> None:
+    job = run_of(agent, relu())
+    blocking = agent.submit(run_of(agent, endless()))
+    agent.submit(job)
+    agent.http.delete(f"/jobs/{job.id}")
+    agent.http.delete(f"/jobs/{blocking}")
+    done = agent.finish(job)
+    assert done.answer is not None
+    assert not done.answer.error
 
 
 @pytest.mark.parametrize(
@@ -337,6 +359,7 @@ def test_a_full_queue_takes_no_more(agent: Agent) -> None:
         (f'{{"kind": "run", "models": ["../x"], "examples": "{NOWHERE}"}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "threads": 9999}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "limit_s": Infinity}}', 422),
+        (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "id": "../x"}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}"}}', 404),
         (" " * 300_000, 413),
         ("[" * 200_000, 422),

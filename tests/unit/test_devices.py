@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,13 +151,13 @@ def own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_device_that_is_held_is_waited_for_and_then_unavailable(own_temp: Path) -> None:
     model = conv(own_temp / "fp32.onnx")
-    device = LocalDevice(LOCAL, lease_wait_s=0.1)
+    device = LocalDevice(replace(LOCAL, wait_s=0.1))
     with FileLock(lease_path()), pytest.raises(DeviceUnavailable, match=r"0\.1 s"):
         device.measure([], model, examples=EXAMPLES)
 
 
 def test_the_lease_is_given_back_after_a_measurement_and_after_an_error(own_temp: Path) -> None:
-    model, device = conv(own_temp / "fp32.onnx"), LocalDevice(LOCAL, lease_wait_s=0.1)
+    model, device = conv(own_temp / "fp32.onnx"), LocalDevice(replace(LOCAL, wait_s=0.1))
     with pytest.raises(MeasurementError) as kept_alive:
         device.measure([], model, examples=())
     assert kept_alive.value

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autocompress.artifact import Artifact
-from autocompress.errors import InfeasiblePlan, MeasurementError, SearchFailed
+from autocompress.errors import DeviceUnavailable, InfeasiblePlan, MeasurementError, SearchFailed
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
 from autocompress.measurement import Measurement
@@ -518,3 +518,24 @@ def test_a_trial_that_takes_too_long_does_not_take_the_time_of_the_end(tmp_path:
     assert time.monotonic() - started < 10
     assert bench.killed == 1
     assert [confirmation.number for confirmation in bench.directory.confirmations()] == [0]
+
+
+def test_a_lost_device_ends_the_search_and_no_trial_is_blamed(tmp_path: Path) -> None:
+    bench, lost = Bench(tmp_path / "run"), [True]
+
+    def outcome(trial: Trial) -> Record:
+        if trial.number == 3 and lost:
+            raise DeviceUnavailable("no machine at http://board:8765")
+        return bench.improving(trial)
+
+    bench.outcome = outcome
+    with pytest.raises(DeviceUnavailable, match=rf"no machine at http://board:8765.*--resume {bench.directory.path}"):
+        bench.run(Listed(plans(5)))
+    assert [record.number for record in bench.directory.records()] == [0, 1, 2]
+    assert bench.directory.heartbeat is not None
+    assert bench.directory.heartbeat.status == "failed"
+    lost.clear()
+    again = Listed(plans(5))
+    again.number = 2
+    assert bench.run(again) == "complete"
+    assert [record.number for record in bench.directory.records()] == [0, 1, 2, 3, 4, 5]
