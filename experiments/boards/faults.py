@@ -196,7 +196,8 @@ def without_device(boards: Boards, folder: Path) -> Iterator[Search]:
     words = [str(TASK), "--hardware", str(profile), "--output", str(other), *_limits()]
     code = _start(folder, words).wait(LONGEST_S)
     left = {"run directories left": int(other.exists())}
-    yield Search(FROM_THE_START, time.monotonic() - started, code, _error(folder), {}, 0, 0, (0, 0), 0, left, ())
+    seconds = round(time.monotonic() - started, 1)
+    yield Search(FROM_THE_START, seconds, code, _error(folder), {}, 0, 0, (0, 0), 0, left, (), **_provenance())
 
 
 def _limits() -> list[str]:
