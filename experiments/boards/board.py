@@ -22,14 +22,13 @@ TOKEN = "of-the-boards"
 _DONE = re.compile(r"job (\w{32}), (\w+) .*?, [\d.]+ s: (.*)")
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """What an agent finds in its environment: this checkout, the token, and a home and a place for temporary files."""
+def environment(folder: Path, *, installed: bool) -> dict[str, str]:
+    """What an agent finds in its environment: the token, a home, a place for temporary files, and this checkout."""
     for name in ("home", "temporary"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    return {
+    checkout = {} if installed else {"PYTHONPATH": str(ROOT)}
+    return checkout | {
         "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "AUTOCOMPRESS_TOKEN": TOKEN,
         "HOME": str(folder / "home"),
         "TMPDIR": str(folder / "temporary"),
@@ -45,7 +44,7 @@ class Board:
         network: Name of the network namespace that it runs in; empty for this machine's own network.
         host: Address that it listens on.
         options: Words for `autocompress device serve`.
-        before: Words in front of the command, as of a tracer.
+        installed: True if autocompress is installed in its environment; else it takes this checkout.
     """
 
     def __init__(
@@ -56,14 +55,14 @@ class Board:
         network: str = "",
         host: str = "127.0.0.1",
         options: tuple[str, ...] = (),
-        before: tuple[str, ...] = (),
+        installed: bool = False,
     ) -> None:
         self.folder, self.log, self.address = folder, folder / "log", f"http://{host}:{PORT}"
         inside = ("ip", "netns", "exec", network) if network else ()
         serve = ("-P", "-m", "autocompress", "device", "serve", "--host", host, "--port", str(PORT))
         self._network = network
-        self._command = (*inside, *before, python, *serve, "--folder", str(folder / "agent"), *options)
-        self._environment = environment(folder)
+        self._command = (*inside, python, *serve, "--folder", str(folder / "agent"), *options)
+        self._environment = environment(folder, installed=installed)
         self._process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(
             base_url=f"{self.address}/v1",
@@ -85,7 +84,7 @@ class Board:
 
     @property
     def pid(self) -> int:
-        """The process of the agent, or of the tracer in front of it."""
+        """The process of the agent."""
         assert self._process is not None, "it was started"
         return self._process.pid
 
