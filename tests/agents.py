@@ -264,7 +264,7 @@ def endless() -> bytes:
 
 def huge() -> bytes:
     """A model of a few bytes whose only tensor takes 400 GB."""
-    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [100_000_000_000])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [100_000_000_000, 1])
     return model(
         [helper.make_node("ConstantOfShape", ["shape"], ["z"]), helper.make_node("Add", ["x", "z"], ["y"])], [shape]
     )

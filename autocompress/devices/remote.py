@@ -7,6 +7,7 @@ import io
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -181,7 +182,7 @@ def _outputs(content: bytes, digest: str) -> tuple[Array, ...]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             return tuple(file[name] for name in file.files)
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise AgentRefuses(f"the outputs that it sent can't be read: {error}") from error
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-from onnx import helper
+from onnx import ModelProto, helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
@@ -294,7 +294,7 @@ def _nested(board: Board) -> str:
 
 
 def _bomb(board: Board) -> str:
-    """Examples of 16 GB of zeros in a few kilobytes... as the header says; the archive itself holds 1 GB."""
+    """Examples of 16 GiB as their header says, in an archive of a megabyte that unpacks to 1 GiB."""
     content = io.BytesIO()
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1, 2**32)})
@@ -321,8 +321,9 @@ def _runs(content: Callable[[], bytes]) -> Callable[[Board], str]:
 
 
 def _operator(operator: str, domain: str, **attributes: str) -> Callable[[Board], str]:
-    node = helper.make_node(operator, ["x"], ["y"], domain=domain, **attributes)
-    return lambda board: outcome_of(board, model([node]))
+    made = ModelProto.FromString(model([helper.make_node(operator, ["x"], ["y"], domain=domain, **attributes)]))
+    made.opset_import.add(domain=domain, version=1)
+    return lambda board: outcome_of(board, made.SerializeToString())
 
 
 ATTACKS: Mapping[str, Callable[[Board], str]] = {
@@ -463,7 +464,7 @@ def _touched(trace: str, board: Board, python: str) -> tuple[int, set[str], set[
         if call.startswith("open"):
             opened.add(path)
         if changes and not path.startswith((*own, "/dev/null", "/dev/shm")):
-            written.add(f"{call} {_named(path, board)}")
+            written.add(f"{call} {re.sub(r'/proc/(self|[0-9]+)/', '/proc/JOB/', _named(path, board))}")
         if call.startswith("open") and not changes and not path.startswith((*own, *environment, code, *_SYSTEM)):
             read.add(_named(path, board))
     return len(opened), written, read

@@ -149,6 +149,15 @@ def own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_measurement_leaves_nothing_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, home = conv(tmp_path / "fp32.onnx"), tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert LocalDevice(LOCAL).measure([model], model, examples=EXAMPLES)
+    assert not list(home.rglob("*"))
+
+
 def test_a_device_that_is_held_is_waited_for_and_then_unavailable(own_temp: Path) -> None:
     model = conv(own_temp / "fp32.onnx")
     device = LocalDevice(replace(LOCAL, wait_s=0.1))
