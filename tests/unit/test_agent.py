@@ -362,6 +362,17 @@ def test_a_job_that_is_sent_again_after_it_was_cancelled_is_done_anew(agent: Age
     assert not done.answer.error
 
 
+def test_a_job_whose_outputs_have_made_room_is_done_anew(tmp_path: Path) -> None:
+    with running_agent(tmp_path, quota_bytes=3000) as agent:
+        job = run_of(agent, relu())
+        outputs = agent.finish(job).outputs
+        agent.put(bytes(2900))
+        assert agent.http.get(f"/files/{outputs}").status_code == 404
+        run_of(agent, relu())  # sends its files again
+        assert agent.finish(job).outputs == outputs
+        assert agent.http.get(f"/files/{outputs}").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

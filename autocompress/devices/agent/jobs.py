@@ -80,7 +80,7 @@ class Jobs:
         """Put a job into the queue, unless it is there: a client that got no answer may ask again.
 
         Args:
-            job: What is to be done. One that was ended before it was done is done anew.
+            job: What is to be done. One that was ended before it was done, or whose outputs are gone, is done anew.
             if_free: Only if it need not wait for another.
 
         Returns:
@@ -97,7 +97,7 @@ class Jobs:
         known = self._entries.get(job.id)
         if known is not None and known.job != job:
             raise BadContent(f"another job has the name {job.id}; expected one of its own")
-        if known is not None and not known.was_ended:
+        if known is not None and not known.was_ended and self._has_outputs(known):
             known.asked = time.monotonic()
             return known.status
         most = 1 if if_free else self.limits.queued_jobs
@@ -166,6 +166,10 @@ class Jobs:
             return self._entries[name]
         except KeyError:
             raise NotFound(f"no job {name[:80]!r}; the agent may have been started anew since") from None
+
+    def _has_outputs(self, entry: _Entry) -> bool:
+        """False if its outputs have made room for other files."""
+        return not entry.status.outputs or self._files.has(entry.status.outputs)
 
     def _forget_old(self) -> None:
         ended = [name for name, entry in self._entries.items() if entry.done.is_set()]
