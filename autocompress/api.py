@@ -125,6 +125,7 @@ def search(
         InvalidInput: If anything given can't be used; nothing is left behind then.
         TaskFailed: If the user's own code raises.
         SearchFailed: If every trial fails in the same way.
+        DeviceUnavailable: If the device is missing or busy for longer than the profile waits; `resume` goes on.
     """
     started = time.monotonic()
     profiles = _profiles(hardware)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 from autocompress.doubt import likely_front
-from autocompress.errors import AutocompressError, DeviceUnavailable, SearchFailed, one_line
+from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
 from autocompress.plan import Plan
@@ -246,6 +247,8 @@ class SearchLoop:
 
         Raises:
             SearchFailed: If the first trials all fail with one error.
+            DeviceUnavailable: If there is nothing to measure on. The trials that ran have no record: a later process
+                may propose them again.
         """
         self._score_on_device(tuple(one for one in self._unscored() if one is self._baseline), DEVICE_SHARE)
         reason, known = self._search(), 0
@@ -355,12 +358,30 @@ class SearchLoop:
         pending: set[Future[Any]] = {*self._running, *self._looking}
         done, _ = wait(pending, timeout=TICK_S, return_when=FIRST_COMPLETED)
         self._has_nothing = self._has_nothing and not done
+        lost = [error for future in done if (error := _device_lost(future)) is not None]
         for future in done & self._looking.keys():
-            self._note(future, *self._looking.pop(future))
+            if _device_lost(future) is None:
+                self._note(future, *self._looking.pop(future))
         for future in done & self._running.keys():
-            self._take_in(self._finished(future, self._running.pop(future)))
+            if _device_lost(future) is None:
+                self._take_in(self._finished(future, self._running.pop(future)))
+        if lost:
+            self._end_without_device(lost[0])
         if not done:
             self._tell("")
+
+    def _end_without_device(self, error: DeviceUnavailable) -> NoReturn:
+        """End a search that has nothing to measure on.
+
+        Raises:
+            DeviceUnavailable: Always; says how to go on.
+        """
+        self._drop("no device")
+        self._end("failed", f"{type(error).__name__}: {one_line(error)}")
+        raise DeviceUnavailable(
+            f"{error}. Nothing that was measured is lost; go on once there is a device: autocompress search --resume "
+            f"{shlex.quote(str(self._directory.path))}"
+        ) from error
 
     def _note(self, future: Future[Sensitivity], probe: Probe, started: float) -> None:
         """Write an entry of the table down, then learn from it."""
@@ -469,6 +490,8 @@ class SearchLoop:
             self._tell(f"measuring the front together and scoring it on test data (models: {len(missing)})")
             try:
                 self._confirm_some(missing, believed)
+            except DeviceUnavailable as error:
+                self._end_without_device(error)
             except Exception as error:
                 self._tell(f"the front stays as the trials measured it: {self._told(error)}")
                 return
@@ -521,7 +544,8 @@ class SearchLoop:
         """Score and measure some models and write it down; those that can't be scored are left out.
 
         Raises:
-            DeviceUnavailable: If it takes longer than there is time.
+            MeasurementError: If it takes longer than there is time.
+            DeviceUnavailable: If there is nothing to measure on.
             AutocompressError: If the models can't be measured.
             BrokenExecutor: If a worker dies.
         """
@@ -567,7 +591,7 @@ class SearchLoop:
             until_s: Time of the search at which they are given up in any case.
 
         Raises:
-            DeviceUnavailable: If they take longer, or somebody cancels.
+            MeasurementError: If they take longer, or somebody cancels.
         """
         pending = set(futures)
         while pending:
@@ -577,7 +601,7 @@ class SearchLoop:
             late = late or self._clock.elapsed_s > until_s
             if pending and (late or self._interrupts.cancel):
                 self._calls.kill()
-                raise DeviceUnavailable("cancelled" if self._interrupts.cancel else "its time is spent")
+                raise MeasurementError("cancelled" if self._interrupts.cancel else "its time is spent")
 
     # -- scoring on the device -----------------------------------------------------------------------------------
 
@@ -633,7 +657,8 @@ class SearchLoop:
         """Score models at one time.
 
         Raises:
-            DeviceUnavailable: If the device is missing, or it takes longer than there is time.
+            DeviceUnavailable: If the device is missing.
+            MeasurementError: If it takes longer than there is time.
             BrokenExecutor: If a worker dies.
             TaskFailed: If the user's metric raises.
         """
@@ -700,6 +725,12 @@ def _event(record: Record, config: RunConfig) -> str:
         f"{name}: {config.metric} {score}, latency {record.values['latency_ratio']:.2f}x, "
         f"size {record.values['size_bytes'] / 1024:.1f} KiB, {record.elapsed_s:.1f} s"
     )
+
+
+def _device_lost(future: Future[Any]) -> DeviceUnavailable | None:
+    """The error of a call that has ended, if there was nothing to measure on."""
+    error = None if future.cancelled() else future.exception()
+    return error if isinstance(error, DeviceUnavailable) else None
 
 
 def _number(record: Record) -> int:

@@ -74,6 +74,7 @@ class HardwareProfile:
         memory_bytes: Memory of the machine, 0 if unknown.
         cpu: What the processor says it is.
         protocol: How latency is taken.
+        wait_s: Seconds to wait for a machine that is missing or measures for others, until it counts as unavailable.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -90,9 +91,12 @@ class HardwareProfile:
     protocol: Protocol = field(default_factory=Protocol)
     addresses: tuple[str, ...] = ()
     certificate: str = ""
+    wait_s: float = 1800.0
 
     def __post_init__(self) -> None:
         self._check_addresses()
+        if not 0 <= self.wait_s < math.inf:
+            raise InvalidInput(f"hardware profile {self.name!r}: wait_s {self.wait_s}: expected seconds from 0 up")
         if self.threads < 1 or self.channel_multiple < 1:
             raise InvalidInput(
                 f"hardware profile {self.name!r}: threads {self.threads} and channel_multiple {self.channel_multiple}: "

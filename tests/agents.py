@@ -9,10 +9,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -163,6 +165,58 @@ def running_agent(folder: Path, **options: object) -> Iterator[Agent]:
         agent.close()
 
 
+@contextmanager
+def between(agent: Agent, change: Callable[[str, str, bytes], bytes | None]) -> Iterator[str]:
+    """The address of a server that passes all on to an agent, and its answers back as they are changed.
+
+    Args:
+        change: Method, path and body of an answer to the body that is passed on, or None to close the connection.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def pass_on(self) -> None:
+            if self.headers.get("transfer-encoding"):
+                body = b"".join(self.chunks())
+            else:
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            kind = {"Content-Type": self.headers.get("content-type", "")}
+            answer = agent.http.request(
+                self.command, f"{agent.address}{self.path}", content=body, headers=kind if body else {}
+            )
+            changed = change(self.command, self.path, answer.content)
+            if changed is None:
+                self.close_connection = True
+                return
+            self.send_response(answer.status_code)
+            self.send_header("Content-Length", str(len(changed)))
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else changed)
+
+        def chunks(self) -> Iterator[bytes]:
+            while size := int(self.rfile.readline(), 16):
+                yield self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 def digest_of(content: bytes) -> str:
     """SHA-256 in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
@@ -210,7 +264,7 @@ def endless() -> bytes:
 
 def huge() -> bytes:
     """A model of a few bytes whose only tensor takes 400 GB."""
-    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [100_000_000_000])
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [100_000_000_000, 1])
     return model(
         [helper.make_node("ConstantOfShape", ["shape"], ["z"]), helper.make_node("Add", ["x", "z"], ["y"])], [shape]
     )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
-from autocompress import errors
 from autocompress.artifact import Artifact
 from autocompress.devices._footprint import Footprint
 from autocompress.devices._measuring import Answer
-from autocompress.errors import AutocompressError, MeasurementError
+from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.measurement import Measurement, Samples, ratio_interval, repeatable
 from autocompress.profile import Protocol
 
@@ -30,14 +30,47 @@ def raise_error(answer: Answer) -> None:
     """Raise the error that an answer holds, if it holds one.
 
     Raises:
-        AutocompressError: The class that the answer names; MeasurementError if there is none of that name.
+        DeviceUnavailable: If the answer says that the device is to blame.
+        MeasurementError: If it says anything else.
     """
     if not answer.error:
         return
-    kind = getattr(errors, answer.error, None)
-    if isinstance(kind, type) and issubclass(kind, AutocompressError):
-        raise kind(answer.message)
-    raise MeasurementError(f"{answer.error}: {answer.message}")
+    if answer.error == DeviceUnavailable.__name__:
+        raise DeviceUnavailable(answer.message)
+    named = answer.error == MeasurementError.__name__
+    raise MeasurementError(answer.message if named else f"{answer.error}: {answer.message}")
+
+
+def require_fit(answer: Answer, *, timed: int, weighed: int) -> None:
+    """Refuse an answer that no measuring process gives; anybody may have written it.
+
+    Args:
+        answer: Without an error.
+        timed: Models that were to be timed.
+        weighed: Models that were to be weighed.
+
+    Raises:
+        ValueError: If there is not one result for each, or a number that can't be.
+    """
+    found = len(answer.times), len(answer.session_ms), len(answer.footprints)
+    if found != (timed, timed, weighed):
+        raise ValueError(
+            f"times of {found[0]} models, load times of {found[1]} and footprints of {found[2]}; expected {timed}, "
+            f"{timed} and {weighed}"
+        )
+    for samples in answer.times:
+        for blocks in (samples.cpu_ms, samples.wall_ms):
+            if not blocks or not all(blocks):
+                raise ValueError("times without a block, or with an empty one")
+            if not all(math.isfinite(ms) and ms >= 0 for block in blocks for ms in block):
+                raise ValueError("times that are no numbers from 0 up")
+        if not sum(map(sum, samples.cpu_ms)) or not all(map(sum, samples.wall_ms)):
+            raise ValueError("times that are all 0")
+    if not all(math.isfinite(ms) and ms >= 0 for ms in answer.session_ms):
+        raise ValueError("load times that are no numbers from 0 up")
+    for one in answer.footprints:
+        if one.peak_memory_bytes < 0 or not 0 <= one.integer_nodes <= one.nodes:
+            raise ValueError(f"a footprint that can't be: {one}")
 
 
 def measurements(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from autocompress.artifact import Artifact
@@ -18,12 +18,16 @@ class Device(ABC):
 
     Args:
         profile: What the machine is, and how it measures.
+
+    Attributes:
+        tell: Told what happens to the machine, a line an event, by devices that have something to tell.
     """
 
     name: ClassVar[str]
 
     def __init__(self, profile: HardwareProfile) -> None:
         self.profile = profile
+        self.tell: Callable[[str], None] = _keep_silent
 
     @abstractmethod
     def measure(
@@ -67,6 +71,10 @@ class Device(ABC):
             MeasurementError: If the model can't be loaded or run, or takes too long; names the file.
             DeviceUnavailable: If the device is missing or stays busy.
         """
+
+
+def _keep_silent(event: str) -> None:
+    """Tell nobody."""
 
 
 DEVICES: Registry[type[Device]] = Registry("device", "autocompress.devices")

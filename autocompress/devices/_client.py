@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -28,6 +28,9 @@ LOST_AFTER_S = 10.0
 """How long a job is asked for in vain until its agent counts as lost."""
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+_SOON = httpx.Timeout(10.0, connect=5.0)
+"""For questions that an agent answers at once if it answers at all."""
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 T = TypeVar("T")
@@ -82,11 +85,11 @@ class AgentClient:
 
     def health(self) -> Health:
         """That it is there, and how busy it is; see `_ask` for the errors."""
-        return self._fact(Health, "GET", "/health")
+        return self._fact(Health, "GET", "/health", timeout=_SOON)
 
     def capabilities(self) -> Capabilities:
         """What the machine is; see `_ask` for the errors."""
-        return self._fact(Capabilities, "GET", "/capabilities")
+        return self._fact(Capabilities, "GET", "/capabilities", timeout=_SOON)
 
     def upload(self, digest: str, path: Path, most_bytes: int) -> None:
         """Send a file, unless it is there.
@@ -116,16 +119,20 @@ class AgentClient:
                     raise MeasurementError(f"device {self.address}: sends more than {most_bytes} bytes")
         return bytes(_accepted(answer, bytes(content), ""))
 
-    def submit(self, job: Job, *, if_free: bool = False) -> str:
-        """Put a job into the queue, or with `if_free` only into an empty one; its name there.
+    def submit(self, job: Job, *, if_free: bool = False) -> None:
+        """Put a job into the queue, or with `if_free` only into an empty one; one that is there already stays as it is.
 
         Raises:
             AgentBusy: If the queue takes no more.
+            AgentLost: If the agent does not answer for a while.
         """
         headers = {"Content-Type": "application/json"}
         asked = {"if_free": "1"} if if_free else {}
         content = to_json(job).encode()
-        return self._fact(JobStatus, "POST", "/jobs", params=asked, content=content, headers=headers).id
+        said = self._persistently(
+            lambda: self._fact(JobStatus, "POST", "/jobs", params=asked, content=content, headers=headers)
+        )
+        _require_name(said, job.id)
 
     def follow(self, name: str, *, queue_limit_s: float, run_limit_s: float) -> JobStatus:
         """Wait for the end of a job.
@@ -138,21 +145,17 @@ class AgentClient:
             AgentLost: If the agent does not answer for a while, was started anew, or the job ran for too long.
             AgentBusy: If the job did not get its turn.
         """
-        asked, started, answered = time.monotonic(), 0.0, time.monotonic()
-        pause_s = _FIRST_PAUSE_S
+        asked, started = time.monotonic(), 0.0
         wait_s = min(LONG_POLL_S, queue_limit_s)
+        timeout = httpx.Timeout(wait_s + LOST_AFTER_S, connect=5.0)
         while True:
-            try:
-                status = self._fact(JobStatus, "GET", f"/jobs/{name}", params={"wait_s": f"{wait_s:.3f}"})
-            except AgentForgot:
-                raise
-            except AgentLost:
-                if not self._may_come_back(answered):
-                    raise
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-                continue
-            answered, pause_s = time.monotonic(), _FIRST_PAUSE_S
+            status = self._persistently(
+                lambda: self._fact(
+                    JobStatus, "GET", f"/jobs/{name}", params={"wait_s": f"{wait_s:.3f}"}, timeout=timeout
+                )
+            )
+            answered = time.monotonic()
+            _require_name(status, name)
             if status.state == "done":
                 return status
             if status.state == "queued" and answered - asked > queue_limit_s:
@@ -164,16 +167,27 @@ class AgentClient:
 
     def cancel(self, name: str) -> None:
         """End a job; one that the agent does not know any more has ended."""
-        self._ask("DELETE", f"/jobs/{name}", may_be=HTTPStatus.NOT_FOUND)
+        self._ask("DELETE", f"/jobs/{name}", may_be=HTTPStatus.NOT_FOUND, timeout=_SOON)
 
-    def _may_come_back(self, answered: float) -> bool:
-        return time.monotonic() - answered < LOST_AFTER_S
+    def _persistently(self, question: Callable[[], T]) -> T:
+        """The answer to a question that may be asked twice, which is asked again for a while if there is none."""
+        start, pause_s = time.monotonic(), _FIRST_PAUSE_S
+        while True:
+            try:
+                return question()
+            except (AgentForgot, AgentBusy):
+                raise
+            except AgentLost:
+                if time.monotonic() - start >= LOST_AFTER_S:
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _fact(self, kind: type[T], method: str, path: str, **options: Any) -> T:
         answer = self._ask(method, path, **options)
         try:
             return from_json(kind, answer.content)
-        except InvalidInput as error:
+        except (InvalidInput, RecursionError) as error:
             raise AgentRefuses(f"its answer is not an agent's: {error}") from error
 
     def _ask(
@@ -216,6 +230,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while found is not None:
         yield found
         found = found.__cause__ or found.__context__
+
+
+def _require_name(status: JobStatus, name: str) -> None:
+    """Refuse an agent that tells of another job than it was asked for.
+
+    Raises:
+        AgentRefuses: If it does.
+    """
+    if status.id != name:
+        raise AgentRefuses(f"its answer is about the job {status.id[:80]!r}, not {name!r}")
 
 
 def _accepted(answer: httpx.Response, content: bytes, about: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from autocompress.devices._client import AgentBusy, AgentClient, AgentLost, AgentRefuses
 from autocompress.errors import DeviceUnavailable
+from autocompress.profile import HardwareProfile
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 """Between two rounds of asking all machines; the pause doubles."""
@@ -47,15 +48,16 @@ class Pool:
     """Machines of one kind.
 
     Args:
-        name: What errors call it.
-        addresses: Of the agents, at least one.
-        certificate: See `AgentClient`.
-        wait_s: Seconds to wait for a machine that is there and has time.
+        profile: With their addresses, and how long to wait for one that is there and has time.
+        tell: Told when a machine is lost, refuses, or is back.
     """
 
-    def __init__(self, name: str, addresses: Sequence[str], *, certificate: str, wait_s: float) -> None:
-        self._name, self._addresses, self._certificate, self._wait_s = name, tuple(addresses), certificate, wait_s
+    def __init__(self, profile: HardwareProfile, *, tell: Callable[[str], None]) -> None:
+        self._name, self._addresses, self._certificate = profile.name, profile.addresses, profile.certificate
+        self._wait_s, self._tell = profile.wait_s, tell
         self._left_alone_until: dict[str, float] = {}
+        self._missing: set[str] = set()
+        """Those that did not answer, or refused, when they were asked last."""
 
     def somewhere(self, work: Callable[[Turn], T]) -> T:
         """Do something on the first machine that can, until one has done it or the wait is over.
@@ -75,10 +77,12 @@ class Pool:
                 for client, only_if_free in self._by_queue(clients, notes):
                     left_s = max(0.0, self._wait_s - (time.monotonic() - start))
                     with self._noted(client, notes):
-                        return work(Turn(client, only_if_free, left_s))
+                        done = work(Turn(client, only_if_free, left_s))
+                        self._note_there(client.address)
+                        return done
                 waited_s = time.monotonic() - start
                 if len(notes.refusing) == len(clients) or waited_s >= self._wait_s:
-                    raise DeviceUnavailable(self._missing(notes, waited_s))
+                    raise DeviceUnavailable(self._none_left(notes, waited_s))
                 time.sleep(min(pause_s, self._wait_s - waited_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -114,11 +118,23 @@ class Pool:
             notes.said[client.address] = str(error)
             if not isinstance(error, AgentBusy):
                 self._left_alone_until[client.address] = time.monotonic() + LEFT_ALONE_S
+                self._note_missing(client.address, f"is lost: {error}")
         except AgentRefuses as error:
             notes.said[client.address] = str(error)
             notes.refusing.add(client.address)
+            self._note_missing(client.address, f"refuses: {error}")
 
-    def _missing(self, notes: _Notes, waited_s: float) -> str:
+    def _note_missing(self, address: str, why: str) -> None:
+        if address not in self._missing:
+            self._missing.add(address)
+            self._tell(f"machine {address} {why}")
+
+    def _note_there(self, address: str) -> None:
+        if address in self._missing:
+            self._missing.remove(address)
+            self._tell(f"machine {address} is back")
+
+    def _none_left(self, notes: _Notes, waited_s: float) -> str:
         each = "; ".join(f"{address}: {notes.said.get(address, 'busy')}" for address in self._addresses)
         return (
             f"device {self._name!r}: none of its {len(self._addresses)} machines could be used in {waited_s:.1f} s of "

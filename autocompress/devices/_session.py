@@ -6,6 +6,8 @@ import ctypes
 import os
 import signal
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,9 +116,16 @@ def open_session(path: str, request: Request, *, profile_to: str = "") -> onnxru
 
 
 def read_examples(path: str) -> tuple[Array, ...]:
-    """The arrays that were saved with `np.savez(path, *arrays)`."""
-    with np.load(path, allow_pickle=False) as file:
-        return tuple(file[name] for name in file.files)
+    """The arrays that were saved with `np.savez(path, *arrays)`.
+
+    Raises:
+        MeasurementError: If the file holds something else, or more than there is memory for.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return tuple(file[name] for name in file.files)
+    except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise MeasurementError(f"the examples can't be read: {shortened(str(error))}") from error
 
 
 def make_feed(session: onnxruntime.InferenceSession, examples: tuple[Array, ...], path: str) -> Feed:

@@ -35,16 +35,14 @@ class LocalDevice(Device):
     """The machine this runs on, held alone while it measures.
 
     Args:
-        profile: Provider, threads and protocol.
-        lease_wait_s: Seconds to wait for other processes of this user that measure here.
+        profile: Provider, threads and protocol, and how long to wait for other processes of this user that measure.
         time_limit_s: Wall seconds that one model may take on average, with loading it four times.
     """
 
     name: ClassVar[str] = "local"
 
-    def __init__(self, profile: HardwareProfile, *, lease_wait_s: float = 1800.0, time_limit_s: float = 120.0) -> None:
+    def __init__(self, profile: HardwareProfile, *, time_limit_s: float = 120.0) -> None:
         super().__init__(profile)
-        self.lease_wait_s = lease_wait_s
         self.time_limit_s = time_limit_s
 
     def measure(
@@ -91,13 +89,13 @@ class LocalDevice(Device):
 
         One lease for the machine, not one for each profile: two profiles of one machine share its processor.
         """
-        lock = FileLock(lease_path(), timeout=self.lease_wait_s)
+        lock = FileLock(lease_path(), timeout=self.profile.wait_s)
         try:
             lock.acquire()
         except Timeout as error:
             raise DeviceUnavailable(
                 f"device {self.profile.name!r}: another process was measuring on this machine for all of the "
-                f"{self.lease_wait_s:g} s that were waited (lock {lock.lock_file}); wait for it, or end it"
+                f"{self.profile.wait_s:g} s that were waited (lock {lock.lock_file}); wait for it, or end it"
             ) from error
         try:
             yield

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +18,7 @@ import numpy as np
 
 from autocompress.artifact import Artifact
 from autocompress.data import Array, batch_size_of
-from autocompress.devices._answers import measurements, raise_error, timed_models, weighed_models
+from autocompress.devices._answers import measurements, raise_error, require_fit, timed_models, weighed_models
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._client import AgentLost, AgentRefuses, names_in
 from autocompress.devices._measuring import Answer
@@ -52,16 +55,15 @@ class RemoteDevice(Device):
 
     Args:
         profile: With the agents' addresses; the token is read from AUTOCOMPRESS_TOKEN.
-        wait_s: Seconds to wait for a machine that is there and has time.
         time_limit_s: Wall seconds that one model may take on average, with loading it four times.
     """
 
     name: ClassVar[str] = "remote"
 
-    def __init__(self, profile: HardwareProfile, *, wait_s: float = 1800.0, time_limit_s: float = 120.0) -> None:
+    def __init__(self, profile: HardwareProfile, *, time_limit_s: float = 120.0) -> None:
         super().__init__(profile)
         self.time_limit_s = time_limit_s
-        self._pool = Pool(profile.name, profile.addresses, certificate=profile.certificate, wait_s=wait_s)
+        self._pool = Pool(profile, tell=self._pass_on)
 
     def measure(
         self,
@@ -94,13 +96,14 @@ class RemoteDevice(Device):
             job = replace(self._job("run", (artifact.sha256,), digest), batch_size=batch_size)
             work = _Work(job, {artifact.sha256: Path(artifact.path), digest: path})
 
-            def compute(turn: Turn) -> bytes:
+            def compute(turn: Turn) -> tuple[Array, ...]:
                 status, _ = _do(work, turn)
-                return turn.client.download(status.outputs, LARGEST_OUTPUTS_BYTES)
+                return _outputs(turn.client.download(status.outputs, LARGEST_OUTPUTS_BYTES), status.outputs)
 
-            content = self._pool.somewhere(compute)
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return tuple(file[name] for name in file.files)
+            return self._pool.somewhere(compute)
+
+    def _pass_on(self, event: str) -> None:
+        self.tell(event)
 
     def _job(self, kind: str, models: tuple[str, ...], examples: str) -> Job:
         return Job(
@@ -126,12 +129,12 @@ def _do(work: _Work, turn: Turn) -> tuple[JobStatus, Answer]:
     _require(machine, work.job)
     for digest, path in work.files.items():
         client.upload(digest, path, machine.limits.upload_bytes)
-    name = client.submit(work.job, if_free=turn.only_if_free)
     try:
-        status = client.follow(name, queue_limit_s=turn.left_s, run_limit_s=work.job.limit_s + _SLACK_S)
+        client.submit(work.job, if_free=turn.only_if_free)
+        status = client.follow(work.job.id, queue_limit_s=turn.left_s, run_limit_s=work.job.limit_s + _SLACK_S)
     except BaseException:
         with suppress(AgentLost, AgentRefuses):  # if it can't be told, it ends the job when nobody asks for it
-            client.cancel(name)
+            client.cancel(work.job.id)
         raise
     if status.answer is None:
         raise AgentRefuses("it says that the job is done, and not what came of it")
@@ -140,7 +143,38 @@ def _do(work: _Work, turn: Turn) -> tuple[JobStatus, Answer]:
         raise_error(answer)
     except DeviceUnavailable as error:  # the job was ended or lacks something there: another machine may do it
         raise AgentLost(str(error)) from error
+    _require_whole(status, answer, work.job)
     return status, answer
+
+
+def _require_whole(status: JobStatus, answer: Answer, job: Job) -> None:
+    """Refuse a machine whose answer is not one to a job.
+
+    Raises:
+        AgentRefuses: If it is not.
+    """
+    if job.kind == "run" and not re.fullmatch("[0-9a-f]{64}", status.outputs):
+        raise AgentRefuses(f"its answer can't be used: outputs {status.outputs[:80]!r}; expected a SHA-256")
+    if job.kind == "measure":
+        try:
+            require_fit(answer, timed=len(job.models), weighed=len(job.weighed))
+        except ValueError as error:
+            raise AgentRefuses(f"its answer can't be used: {error}") from error
+
+
+def _outputs(content: bytes, digest: str) -> tuple[Array, ...]:
+    """The arrays of a file that a machine sent.
+
+    Raises:
+        AgentRefuses: If it is another file, or holds no arrays.
+    """
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise AgentRefuses(f"the outputs that it sent are not those of the digest {digest}")
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            return tuple(file[name] for name in file.files)
+    except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise AgentRefuses(f"the outputs that it sent can't be read: {error}") from error
 
 
 def _require(machine: Capabilities, job: Job) -> None:

@@ -37,17 +37,22 @@ NO_MEMORY = "can't allocate memory"
 
 
 def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> Record:
-    """Carry out a trial; what its plan, the machine or its memory makes fail is a failed record with the reason.
+    """Carry out a trial; what its plan, the runtime or its memory makes fail is a failed record with the reason.
 
     Args:
         trial: The plan to try.
         bench: Task, machine and run directory.
         screen: What the plan has to beat before it is trained; None trains in any case.
+
+    Raises:
+        DeviceUnavailable: If there is nothing to measure on; what was trained is kept, for another try.
     """
     clock = Stopwatch()
     try:
         record = _run(trial, bench, screen, clock)
-    except (DeviceUnavailable, MeasurementError) as error:  # what was trained is not to blame
+    except DeviceUnavailable:
+        raise
+    except MeasurementError as error:  # what was trained is not to blame
         record = Record(trial, "failed", reason=f"{type(error).__name__}: {error}")
     except AutocompressError as error:
         forget_weights(bench, trial)

@@ -15,6 +15,7 @@ from autocompress.formats import parity
 from autocompress.methods import Context
 from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile, made_for
+from autocompress.run_directory import RunDirectory
 from autocompress.task import Predict, Task
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ class Workbench:
 
     @cached_property
     def devices(self) -> tuple[Device, ...]:
-        """What measures: the machine, and the others."""
-        return tuple(map(open_device, (self.profile, *self.other_profiles)))
+        """What measures: the machine, and the others; what happens to machines goes to the run's log."""
+        devices = tuple(map(open_device, (self.profile, *self.other_profiles)))
+        for device in devices:
+            device.tell = RunDirectory(self.directory).log
+        return devices
 
     @cached_property
     def target(self) -> HardwareProfile:

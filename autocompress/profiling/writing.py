@@ -76,6 +76,7 @@ def profile_yaml(profile: HardwareProfile, findings: Findings) -> str:
     """
     parts = [
         *_entries(description=profile.description, device=profile.device, provider=profile.provider),
+        *_entries(**_reached(profile)),
         *_entries(threads=profile.threads, cpu=profile.cpu, memory_bytes=profile.memory_bytes),
         *_comment(_on_the_staircase(profile, findings)),
         *_entries(channel_multiple=profile.channel_multiple),
@@ -90,6 +91,14 @@ def profile_yaml(profile: HardwareProfile, findings: Findings) -> str:
         *(f"  {line}" for line in _entries(**asdict(profile.protocol))),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _reached(profile: HardwareProfile) -> dict[str, Any]:
+    """How a remote device is reached, and how long to wait for any that is not as usual."""
+    addresses = {"addresses": list(profile.addresses)} if profile.addresses else {}
+    certificate = {"certificate": profile.certificate} if profile.certificate else {}
+    wait_s = {"wait_s": profile.wait_s} if profile.wait_s != HardwareProfile.wait_s else {}
+    return addresses | certificate | wait_s
 
 
 def _on_the_staircase(profile: HardwareProfile, findings: Findings) -> str:

@@ -281,7 +281,9 @@ def test_an_endless_model_is_stopped(agent: Agent) -> None:
 @pytest.mark.usefixtures("works_afterwards")
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the memory of another process")
 def test_a_model_that_wants_all_memory_is_stopped(agent: Agent) -> None:
-    assert error_of(agent, run_of(agent, huge()))[0] == "MeasurementError"
+    name, message = error_of(agent, run_of(agent, huge()))
+    assert name == "MeasurementError"
+    assert "ShapeInferenceError" not in message, "it is not for its form that it does not run"
 
 
 def test_outputs_that_are_no_arrays_are_refused(agent: Agent) -> None:
@@ -295,7 +297,10 @@ def test_outputs_that_are_no_arrays_are_refused(agent: Agent) -> None:
 def test_examples_of_python_objects_are_not_unpickled(agent: Agent) -> None:
     array = np.array([Trap()], dtype=object)
     job = replace(run_of(agent, relu()), examples=agent.put(examples(array)))
-    assert "allow_pickle" in error_of(agent, job)[1]
+    name, message = error_of(agent, job)
+    assert name == "MeasurementError"
+    assert message.startswith("the examples can't be read: ")
+    assert "allow_pickle" in message
     assert not Path(TRAPPED).exists()
 
 
@@ -310,6 +315,13 @@ class Trap:
 
 
 @pytest.mark.usefixtures("works_afterwards")
+@pytest.mark.parametrize("content", [b"", b"no archive", examples()[:100]])
+def test_examples_that_are_no_arrays_are_an_answer(agent: Agent, content: bytes) -> None:
+    job = replace(run_of(agent, relu()), examples=agent.put(content))
+    assert "the examples can't be read" in error_of(agent, job)[1]
+
+
+@pytest.mark.usefixtures("works_afterwards")
 def test_a_running_job_can_be_cancelled(agent: Agent) -> None:
     name = agent.submit(run_of(agent, endless()))
     wait_for(lambda: agent.status(name).state == "running")
@@ -319,13 +331,46 @@ def test_a_running_job_can_be_cancelled(agent: Agent) -> None:
 @pytest.mark.usefixtures("works_afterwards")
 def test_a_full_queue_takes_no_more(agent: Agent) -> None:
     job = run_of(agent, endless())
-    names = [agent.submit(job) for _ in range(LIMITS.queued_jobs)]
+    names = [agent.submit(replace(job, id=f"{number:032}")) for number in range(LIMITS.queued_jobs)]
     answer = agent.post(job)
     assert (answer.status_code, answer.json()["error"]) == (429, "Busy")
     agent.http.delete(f"/jobs/{names[0]}")
     assert agent.post(job, if_free=True).status_code == 429
     for name in reversed(names):
         agent.http.delete(f"/jobs/{name}")
+
+
+@pytest.mark.usefixtures("works_afterwards")
+def test_a_job_that_is_sent_twice_is_done_once(agent: Agent) -> None:
+    job, before = run_of(agent, relu()), agent.said.count(": done")
+    assert agent.submit(job) == agent.submit(job) == job.id
+    first = agent.finish(job)
+    assert agent.finish(job) == first
+    assert agent.said.count(": done") - before == 1
+    assert agent.post(replace(job, limit_s=7.0)).status_code == 422, "another job of that name"
+
+
+@pytest.mark.usefixtures("works_afterwards")
+def test_a_job_that_is_sent_again_after_it_was_cancelled_is_done_anew(agent: Agent) -> None:
+    job = run_of(agent, relu())
+    blocking = agent.submit(run_of(agent, endless()))
+    agent.submit(job)
+    agent.http.delete(f"/jobs/{job.id}")
+    agent.http.delete(f"/jobs/{blocking}")
+    done = agent.finish(job)
+    assert done.answer is not None
+    assert not done.answer.error
+
+
+def test_a_job_whose_outputs_have_made_room_is_done_anew(tmp_path: Path) -> None:
+    with running_agent(tmp_path, quota_bytes=3000) as agent:
+        job = run_of(agent, relu())
+        outputs = agent.finish(job).outputs
+        agent.put(bytes(2900))
+        assert agent.http.get(f"/files/{outputs}").status_code == 404
+        run_of(agent, relu())  # sends its files again
+        assert agent.finish(job).outputs == outputs
+        assert agent.http.get(f"/files/{outputs}").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -338,6 +383,7 @@ def test_a_full_queue_takes_no_more(agent: Agent) -> None:
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "threads": 9999}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "limit_s": Infinity}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "batch_size": 0}}', 422),
+        (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}", "id": "../x"}}', 422),
         (f'{{"kind": "run", "models": ["{NOWHERE}"], "examples": "{NOWHERE}"}}', 404),
         (" " * 300_000, 413),
         ("[" * 200_000, 422),

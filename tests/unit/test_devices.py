@@ -163,23 +163,32 @@ def own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_measurement_leaves_nothing_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, home = conv(tmp_path / "fp32.onnx"), tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert LocalDevice(LOCAL).measure([model], model, examples=EXAMPLES)
+    assert not list(home.rglob("*"))
+
+
 def test_a_device_that_is_held_is_waited_for_and_then_unavailable(own_temp: Path) -> None:
     model = conv(own_temp / "fp32.onnx")
-    device = LocalDevice(LOCAL, lease_wait_s=0.1)
+    device = LocalDevice(replace(LOCAL, wait_s=0.1))
     with FileLock(lease_path()), pytest.raises(DeviceUnavailable, match=r"0\.1 s"):
         device.measure([], model, examples=EXAMPLES)
 
 
 def test_a_run_disturbs_no_measurement(own_temp: Path) -> None:
     model = conv(own_temp / "fp32.onnx")
-    device = LocalDevice(LOCAL, lease_wait_s=0.1)
+    device = LocalDevice(replace(LOCAL, wait_s=0.1))
     with FileLock(lease_path()), pytest.raises(DeviceUnavailable, match=r"0\.1 s"):
         device.run(model, EXAMPLES)
     assert device.run(model, EXAMPLES)
 
 
 def test_the_lease_is_given_back_after_a_measurement_and_after_an_error(own_temp: Path) -> None:
-    model, device = conv(own_temp / "fp32.onnx"), LocalDevice(LOCAL, lease_wait_s=0.1)
+    model, device = conv(own_temp / "fp32.onnx"), LocalDevice(replace(LOCAL, wait_s=0.1))
     with pytest.raises(MeasurementError) as kept_alive:
         device.measure([], model, examples=())
     assert kept_alive.value

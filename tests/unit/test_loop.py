@@ -527,6 +527,27 @@ def test_a_trial_that_takes_too_long_does_not_take_the_time_of_the_end(tmp_path:
     assert [confirmation.number for confirmation in bench.directory.confirmations()] == [0]
 
 
+def test_a_lost_device_ends_the_search_and_no_trial_is_blamed(tmp_path: Path) -> None:
+    bench, lost = Bench(tmp_path / "run"), [True]
+
+    def outcome(trial: Trial) -> Record:
+        if trial.number == 3 and lost:
+            raise DeviceUnavailable("no machine at http://board:8765")
+        return bench.improving(trial)
+
+    bench.outcome = outcome
+    with pytest.raises(DeviceUnavailable, match=rf"no machine at http://board:8765.*--resume {bench.directory.path}"):
+        bench.run(Listed(plans(5)))
+    assert [record.number for record in bench.directory.records()] == [0, 1, 2]
+    assert bench.directory.heartbeat is not None
+    assert bench.directory.heartbeat.status == "failed"
+    lost.clear()
+    again = Listed(plans(5))
+    again.number = 2
+    assert bench.run(again) == "complete"
+    assert [record.number for record in bench.directory.records()] == [0, 1, 2, 3, 4, 5]
+
+
 # -- scoring on the device -------------------------------------------------------------------------------------------
 
 
@@ -626,7 +647,7 @@ def test_a_device_that_takes_too_long_is_not_waited_for(tmp_path: Path, monkeypa
     assert bench.run(Listed(plans(1)), spent_s=40.0) == "complete"
     assert bench.killed >= 1
     assert len(bench.ran) == 1
-    assert "scoring on the device ended: DeviceUnavailable: its time is spent" in log_of(bench)
+    assert "scoring on the device ended: MeasurementError: its time is spent" in log_of(bench)
 
 
 def test_two_requests_to_stop_end_the_scoring_on_the_device(tmp_path: Path) -> None:

@@ -174,6 +174,14 @@ def test_a_profile_is_read_back_as_it_was_found(tmp_path: Path) -> None:
     assert max(map(len, path.read_text(encoding="utf-8").splitlines())) <= 120
 
 
+def test_a_profile_of_boards_says_where_they_are(tmp_path: Path) -> None:
+    addresses = ("https://board:8765", "https://[::1]:8765")
+    base = dataclasses.replace(BASE, device="remote", addresses=addresses, certificate="/ca.pem", wait_s=60.0)
+    profile, path = profile_of(base, findings({}), "my"), tmp_path / "my.yaml"
+    path.write_text(profile_yaml(profile, findings({})), encoding="utf-8")
+    assert load_profile(str(path)) == profile
+
+
 def test_the_file_tells_every_ratio_with_its_interval_and_what_failed() -> None:
     failed = Unmeasured("conv", "fp16", "no kernel for Conv")
     found = findings({("linear", "int8"): (0.4, 0.6)}, unmeasured=(failed,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from autocompress.cli import main
+from autocompress.devices import open_device
 from autocompress.devices.agent.messages import Job
 from autocompress.devices.remote import RemoteDevice
 from autocompress.errors import DeviceUnavailable, InvalidInput, MeasurementError
@@ -21,6 +23,7 @@ from tests.agents import (
     LIMITS,
     Agent,
     artifact,
+    between,
     endless,
     examples,
     model,
@@ -42,9 +45,9 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 def remote(*addresses: str, wait_s: float = 60.0, time_limit_s: float = 60.0, certificate: str = "") -> RemoteDevice:
     profile = HardwareProfile(
-        name="boards", device="remote", addresses=addresses, protocol=QUICK, certificate=certificate
+        name="boards", device="remote", addresses=addresses, protocol=QUICK, certificate=certificate, wait_s=wait_s
     )
-    return RemoteDevice(profile, wait_s=wait_s, time_limit_s=time_limit_s)
+    return RemoteDevice(profile, time_limit_s=time_limit_s)
 
 
 def test_a_file_is_sent_once_for_many_measurements(agent: Agent, tmp_path: Path) -> None:
@@ -140,6 +143,107 @@ def test_a_job_that_a_new_agent_does_not_know_is_posted_again(tmp_path: Path) ->
             assert second.said.count(": done") == 1
 
 
+def test_a_job_whose_acceptance_is_lost_on_the_way_is_done_once(agent: Agent, tmp_path: Path) -> None:
+    model_file, before, lost = artifact(tmp_path / "model.onnx", relu()), agent.said.count(": done"), []
+
+    def lose_first(method: str, path: str, answer: bytes) -> bytes | None:
+        if method == "POST" and not lost:
+            lost.append(path)
+            return None
+        return answer
+
+    with between(agent, lose_first) as address:
+        assert remote(address).measure([model_file], model_file, examples=EXAMPLES)
+    assert lost
+    assert agent.said.count(": done") - before == 1
+
+
+def test_a_job_that_was_lost_on_a_machine_is_found_there_again(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autocompress.devices._client.LOST_AFTER_S", 0.2)
+    model_file, before, asked = artifact(tmp_path / "model.onnx", relu()), agent.said.count(": done"), []
+
+    def deaf_for_a_while(method: str, path: str, answer: bytes) -> bytes | None:
+        asked.append(method)
+        return None if "POST" in asked and len(asked) - asked.index("POST") < 6 else answer
+
+    with between(agent, deaf_for_a_while) as address:
+        device = remote(address)
+        events: list[str] = []
+        device.tell = events.append
+        assert device.measure([model_file], model_file, examples=EXAMPLES)
+    assert agent.said.count(": done") - before == 1
+    first, last = events
+    assert first.startswith(f"machine {address} is lost: no answer")
+    assert last == f"machine {address} is back"
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"times": []}, "times of 0 models"),
+        ({"session_ms": [1.0, 2.0]}, "load times of 2"),
+        ({"footprints": []}, "footprints of 0; expected 1, 1 and 1"),
+        ({"times": [{"cpu_ms": [[]], "wall_ms": [[1.0]]}]}, "empty one"),
+        ({"times": [{"cpu_ms": [[-1.0]], "wall_ms": [[1.0]]}]}, "no numbers from 0 up"),
+        ({"times": [{"cpu_ms": [[0.0]], "wall_ms": [[1.0]]}]}, "all 0"),
+        ({"session_ms": [float("nan")]}, "load times that are no numbers"),
+        ({"footprints": [{"peak_memory_bytes": 1, "nodes": 1, "integer_nodes": 2}]}, "footprint that can't be"),
+        ({"times": "soon"}, "not an agent's"),
+    ],
+)
+def test_an_answer_that_fits_no_job_is_refused_and_the_job_done_elsewhere(
+    agent: Agent, tmp_path: Path, changed: dict[str, object], why: str
+) -> None:
+    model_file = artifact(tmp_path / "model.onnx", relu())
+
+    def lie(method: str, path: str, answer: bytes) -> bytes:
+        status = json.loads(answer) if method == "GET" and "/jobs/" in path else {}
+        return json.dumps(status | {"answer": status["answer"] | changed}).encode() if status.get("answer") else answer
+
+    with between(agent, lie) as liar:
+        with pytest.raises(DeviceUnavailable, match=rf"{liar}: its answer .*{why}"):
+            remote(liar).measure([model_file], model_file, examples=EXAMPLES)
+        assert remote(liar, agent.address).measure([model_file], model_file, examples=EXAMPLES)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip file", b"PK\x03\x04 cut off"])
+def test_outputs_that_are_no_arrays_are_refused(agent: Agent, tmp_path: Path, content: bytes) -> None:
+    model_file = artifact(tmp_path / "model.onnx", relu())
+
+    def lie(method: str, path: str, answer: bytes) -> bytes:
+        if method == "GET" and "/jobs/" in path:
+            status = json.loads(answer)
+            return json.dumps(status | {"outputs": agent.put(content)} if status["answer"] else status).encode()
+        return answer
+
+    with between(agent, lie) as liar, pytest.raises(DeviceUnavailable, match=rf"{liar}: the outputs that it sent"):
+        remote(liar).run(model_file, EXAMPLES)
+
+
+def test_an_answer_about_another_job_is_refused(agent: Agent, tmp_path: Path) -> None:
+    model_file = artifact(tmp_path / "model.onnx", relu())
+
+    def lie(method: str, path: str, answer: bytes) -> bytes:
+        return json.dumps(json.loads(answer) | {"id": "another"}).encode() if method == "POST" else answer
+
+    with between(agent, lie) as liar, pytest.raises(DeviceUnavailable, match=rf"{liar}: its answer is about the job"):
+        remote(liar).measure([], model_file, examples=EXAMPLES)
+
+
+def test_an_error_of_any_name_is_a_measurement_error(agent: Agent, tmp_path: Path) -> None:
+    model_file = artifact(tmp_path / "model.onnx", relu())
+
+    def lie(method: str, path: str, answer: bytes) -> bytes:
+        status = json.loads(answer) if method == "GET" and "/jobs/" in path else {}
+        wrong = {"answer": {"error": "UnknownName", "message": "what?"}}
+        return json.dumps(status | wrong).encode() if status.get("answer") else answer
+
+    with between(agent, lie) as liar, pytest.raises(MeasurementError, match=r"UnknownName: what\?"):
+        remote(liar).measure([], model_file, examples=EXAMPLES)
+
+
 class Measuring:
     """A measurement that goes on beside the test."""
 
@@ -201,6 +305,19 @@ def test_a_certificate_is_believed_only_if_it_is_known(tmp_path: Path) -> None:
 def test_a_remote_device_and_no_other_has_addresses(device: str, addresses: tuple[str, ...]) -> None:
     with pytest.raises(InvalidInput, match="address"):
         HardwareProfile(name="boards", device=device, addresses=addresses)
+
+
+@pytest.mark.parametrize("wait_s", [-1.0, float("inf"), float("nan")])
+def test_a_wait_that_can_not_be_is_refused(wait_s: float) -> None:
+    with pytest.raises(InvalidInput, match="wait_s"):
+        HardwareProfile(name="boards", wait_s=wait_s)
+
+
+def test_a_profile_says_how_long_to_wait(tmp_path: Path) -> None:
+    (tmp_path / "boards.yaml").write_text(f"device: remote\naddresses: ['{NOBODY}']\nwait_s: 0.2\n")
+    device = open_device(load_profile(str(tmp_path / "boards.yaml")))
+    with pytest.raises(DeviceUnavailable, match=r"at most 0\.2 s"):
+        device.measure([], artifact(tmp_path / "model.onnx", relu()), examples=EXAMPLES)
 
 
 def test_a_certificate_lies_beside_its_profile(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ class FileStore:
             raise NotFound(f"no file {digest}; send it first") from error
         return path
 
+    def has(self, digest: str) -> bool:
+        """True if a file is there; asking is no use of it."""
+        return self._place(digest).exists()
+
     def link(self, digest: str, target: Path) -> None:
         """Give a file a second name, which outlives the removal of the first.
 

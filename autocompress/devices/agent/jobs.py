@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from autocompress.devices._session import Request
 from autocompress.devices.agent.files import FileStore
 from autocompress.devices.agent.messages import Job, JobStatus, Limits, model_file
 from autocompress.devices.agent.processes import run_process
-from autocompress.devices.agent.refusals import Busy, Closing, NotFound
+from autocompress.devices.agent.refusals import BadContent, Busy, Closing, NotFound
 from autocompress.errors import AutocompressError, DeviceUnavailable
 
 DONE_KEPT = 64
@@ -45,6 +44,12 @@ class _Entry:
     asking: int = 0
     done: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+
+    @property
+    def was_ended(self) -> bool:
+        """True if it was ended before it was done, or the agent failed: the job itself is not to blame."""
+        answer = self.status.answer
+        return self.done.is_set() and answer is not None and answer.error == DeviceUnavailable.__name__
 
 
 class Jobs:
@@ -72,24 +77,33 @@ class Jobs:
         return sum(not entry.done.is_set() for entry in self._entries.values())
 
     def submit(self, job: Job, *, if_free: bool = False) -> JobStatus:
-        """Put a job into the queue.
+        """Put a job into the queue, unless it is there: a client that got no answer may ask again.
 
         Args:
-            job: What is to be done.
+            job: What is to be done. One that was ended before it was done, or whose outputs are gone, is done anew.
             if_free: Only if it need not wait for another.
 
+        Returns:
+            How far it is.
+
         Raises:
+            BadContent: If another job has its name.
             NotFound: If a file is not there.
             Busy: If the queue is full, or `if_free` is asked for and it is not empty.
             Closing: If the agent is about to end.
         """
         if self._closing:
             raise Closing("the agent is about to end")
+        known = self._entries.get(job.id)
+        if known is not None and known.job != job:
+            raise BadContent(f"another job has the name {job.id}; expected one of its own")
+        if known is not None and not known.was_ended and self._has_outputs(known):
+            known.asked = time.monotonic()
+            return known.status
         most = 1 if if_free else self.limits.queued_jobs
         if self.unfinished >= most:
             raise Busy(f"busy, {self.unfinished} unfinished jobs of at most {most}; try again")
-        name = uuid.uuid4().hex
-        entry = _Entry(job, JobStatus(name, "queued"), self._folder / name)
+        entry = _Entry(job, JobStatus(job.id, "queued"), self._folder / job.id)
         entry.folder.mkdir()
         try:
             for digest in job.models:
@@ -99,7 +113,7 @@ class Jobs:
             shutil.rmtree(entry.folder)
             raise
         self._forget_old()
-        self._entries[name] = entry
+        self._entries[job.id] = entry
         entry.task = asyncio.create_task(self._live(entry))
         entry.task.add_done_callback(lambda _: entry.done.set())
         return entry.status
@@ -152,6 +166,10 @@ class Jobs:
             return self._entries[name]
         except KeyError:
             raise NotFound(f"no job {name[:80]!r}; the agent may have been started anew since") from None
+
+    def _has_outputs(self, entry: _Entry) -> bool:
+        """False if its outputs have made room for other files."""
+        return not entry.status.outputs or self._files.has(entry.status.outputs)
 
     def _forget_old(self) -> None:
         ended = [name for name, entry in self._entries.items() if entry.done.is_set()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -20,6 +21,9 @@ MOST_MODELS = 1024
 
 Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 """SHA-256 of a file's content, which is its only name."""
+
+Name = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+"""What a job is called: 128 bits that its client draws, so that a job that is sent twice is done once."""
 
 
 def model_file(digest: str) -> str:
@@ -104,6 +108,7 @@ class Job:
         protocol: How latency is taken.
         limit_s: Wall seconds to give it; the agent's own limit stands above.
         batch_size: Samples of one inference of a run; None for all at once.
+        id: Its name; a second job of the same name is the first.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -116,6 +121,7 @@ class Job:
     protocol: Protocol = field(default_factory=Protocol)
     limit_s: float = 1800.0
     batch_size: int | None = None
+    id: Name = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.models) <= MOST_MODELS or (self.kind == "run" and len(self.models) > 1):
