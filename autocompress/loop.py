@@ -478,6 +478,10 @@ class SearchLoop:
         budget_s = self._config.budget_s
         return PATIENCE_S if budget_s is None else budget_s - REPORT_S - self._clock.elapsed_s
 
+    def _left_to_confirm_s(self) -> float:
+        """Seconds that measuring and scoring the front may take, so that scoring on the device has its own."""
+        return self._left_s() - self._device_s()
+
     def _confirm(self) -> None:
         """Measure the front again together and score it on test data, until every point on it has been."""
         self._phase = "confirming"
@@ -521,7 +525,7 @@ class SearchLoop:
         front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed=believed)
         by_scores = {0, *(point.number for point in self._points[1])} - known
         by_belief = [one.record.number for one in front if one.record.number not in by_scores | known]
-        room = math.floor(self._left_s() / self._confirm_one_s()) - len(by_scores)
+        room = math.floor(self._left_to_confirm_s() / self._confirm_one_s()) - len(by_scores)
         wanted = {*by_scores, *by_belief[: max(0, room)]}
         return tuple(sorted((record for record in self._records if record.number in wanted), key=_number))
 
@@ -562,7 +566,7 @@ class SearchLoop:
         if not records:
             return
         scored_s = self._clock.elapsed_s
-        each_s = max(0.1, min(MOST_CPU_S, (self._left_s() - 3.0) / (len(records) + 1)))
+        each_s = max(0.1, min(MOST_CPU_S, (self._left_to_confirm_s() - 3.0) / (len(records) + 1)))
         measured = self._calls.remeasure(records, self._baseline.values, each_s)
         self._await([measured])
         workers = min(self._config.workers, len(records))

@@ -640,6 +640,25 @@ def test_the_budget_keeps_time_for_scoring_on_the_device_but_a_share_of_it_at_mo
     assert "no time left to score on the device (models: 1)" in log_of(slow)
 
 
+def test_measuring_the_front_leaves_scoring_on_the_device_its_time(tmp_path: Path) -> None:
+    each: dict[bool, float] = {}
+    for asked in (False, True):
+        bench = Bench(tmp_path / f"{asked}", budget_s=60.0, score_on_device=asked)
+        remeasure = bench._remeasure
+
+        def noted(records, latency_ms, each_s, asked=asked, remeasure=remeasure):  # type: ignore[no-untyped-def]
+            each[asked] = each_s
+            return remeasure(records, latency_ms, each_s)
+
+        bench._remeasure = noted  # type: ignore[method-assign]
+        bench.directory.append(DeviceScore(0, 0.9, seconds=1.0))
+        for number, plan in enumerate(plans(3), 1):
+            bench.directory.append(bench.improving(Trial(number, plan)))
+        bench.run(Listed([]), spent_s=48.0)
+        assert sorted(bench.scored_on_device) == ([1, 2, 3] if asked else [])
+    assert each[True] == pytest.approx(each[False] - 4 / 5, abs=0.1), "four seconds of ten, of four models and one more"
+
+
 def test_a_device_that_takes_too_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autocompress.loop.DEVICE_SHARE", 0.01)
     bench = Bench(tmp_path / "run", budget_s=60.0, score_on_device=True)
