@@ -20,8 +20,8 @@ def module_command(module: str, *arguments: str) -> list[str]:
 def module_environment() -> dict[str, str]:
     """This process's environment without its secret, with the package importable and numpy kept to one thread.
 
-    ONNX Runtime's official builds tell their maker what they are used for, from a thread beside what is timed and by
-    a database in the home folder (seen with 1.32); in processes that measure they do not.
+    ONNX Runtime's official builds collect telemetry, and keep it in the home folder (seen with 1.32); not in processes
+    that measure.
     """
     paths = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {key: value for key, value in os.environ.items() if key != TOKEN_VARIABLE}

@@ -138,7 +138,9 @@ def main() -> None:
             with RECORDS.open("a", encoding="utf-8") as records:
                 records.write(to_json(search) + "\n")
     lines = RECORDS.read_text(encoding="utf-8").splitlines()
-    show({search.fault: search for search in (from_json(Search, line) for line in lines)})
+    latest = {search.fault: search for search in (from_json(Search, line) for line in lines)}
+    order = (*FAULTS, NO_DEVICE, RESUMED, FROM_THE_START)
+    show([latest[fault] for fault in order if fault in latest])
 
 
 # -- searching -------------------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ def one_search(
     fault: str, happen: Callable[[Boards, Callable[[], bool]], None], boards: Boards, folder: Path
 ) -> Search:
     """A search during which something happens to the boards."""
-    run, started = folder / "run", time.monotonic()
+    state, run, started = _provenance(), folder / "run", time.monotonic()
     profile = _profile(folder, boards, WAIT_S)
     with ExitStack() as stack:
         for board in boards:
@@ -173,12 +175,12 @@ def one_search(
         code = process.wait(LONGEST_S)
         seconds = time.monotonic() - started
         time.sleep(2)  # what a thawed agent has to say
-        return _told(fault, folder, boards, code, seconds)
+        return _told(fault, folder, boards, code, seconds=seconds, state=state)
 
 
 def without_device(boards: Boards, folder: Path) -> Iterator[Search]:
     """A search that loses all boards, one that goes on with a board, and one that has none from the start."""
-    run, started = folder / "run", time.monotonic()
+    state, run, started = _provenance(), folder / "run", time.monotonic()
     profile = _profile(folder, boards, SHORT_WAIT_S)
     with ExitStack() as stack:
         for board in boards:
@@ -186,18 +188,18 @@ def without_device(boards: Boards, folder: Path) -> Iterator[Search]:
         process = _start(folder, [str(TASK), "--hardware", str(profile), "--output", str(run), *_limits()])
         _let_happen(all_killed, boards, process, run)
         code = process.wait(LONGEST_S)
-        yield _told(NO_DEVICE, folder, boards, code, time.monotonic() - started)
+        yield _told(NO_DEVICE, folder, boards, code, seconds=time.monotonic() - started, state=state)
         started = time.monotonic()
         boards[1].start()
         code = _start(folder, ["--resume", str(run)]).wait(LONGEST_S)
-        yield _told(RESUMED, folder, boards, code, time.monotonic() - started)
+        yield _told(RESUMED, folder, boards, code, seconds=time.monotonic() - started, state=state)
     started = time.monotonic()
     other = folder / "other"
     words = [str(TASK), "--hardware", str(profile), "--output", str(other), *_limits()]
     code = _start(folder, words).wait(LONGEST_S)
     left = {"run directories left": int(other.exists())}
     seconds = round(time.monotonic() - started, 1)
-    yield Search(FROM_THE_START, seconds, code, _error(folder), {}, 0, 0, (0, 0), 0, left, (), **_provenance())
+    yield Search(FROM_THE_START, seconds, code, _error(folder), {}, 0, 0, (0, 0), 0, left, (), **state)
 
 
 def _limits() -> list[str]:
@@ -278,11 +280,15 @@ def _repeated(lines: Sequence[Line]) -> int:
     return sum(len(group) - len(set(group)) for group in groups)
 
 
-def _provenance() -> dict[str, Any]:
+Provenance = Mapping[str, Any]
+"""What ran, and where; asked for before a search, since commits may go by."""
+
+
+def _provenance() -> Provenance:
     return {"commit": commit(), "machine": machine(resolve_profile("local")), "versions": versions()}
 
 
-def _told(fault: str, folder: Path, boards: Boards, code: int, seconds: float) -> Search:
+def _told(fault: str, folder: Path, boards: Boards, code: int, *, seconds: float, state: Provenance) -> Search:
     run = folder / "run"
     lines = _lines(run)
     endings = [list(board.endings()) for board in boards]
@@ -300,7 +306,7 @@ def _told(fault: str, folder: Path, boards: Boards, code: int, seconds: float) -
         twice=sum(len(names) - len(set(names)) for names in done),
         otherwise=Counter(how for found in endings for _, how in found if how != "done"),
         told=tuple(line.partition(" ")[2] for line in log if "machine http" in line),
-        **_provenance(),
+        **state,
     )
     print(search, file=sys.stderr)
     return search
@@ -311,18 +317,18 @@ def _error(folder: Path) -> str:
     return lines[-1].replace(str(folder), "FOLDER") if lines else ""
 
 
-def show(searches: Mapping[str, Search]) -> None:
+def show(searches: Sequence[Search]) -> None:
     """What the latest search with each fault came to."""
     print("| what happens to one of two boards | time | trials | repeated | measured | jobs done | for nobody | exit |")
     print("| --- | --: | --- | --: | --: | --: | --: | --: |")
-    for one in searches.values():
+    for one in searches:
         states = ", ".join(f"{count} {status}" for status, count in sorted(one.states.items())) or "none"
         jobs, spare = " + ".join(map(str, one.done)), sum(one.done) - one.measurements
         print(
             f"| {one.fault} | {one.seconds:.0f} s | {states} | {one.repeated + one.twice} | {one.measurements} | "
             f"{jobs} | {spare} | {one.exit_code} |"
         )
-    for one in searches.values():
+    for one in searches:
         print(f"\n{one.fault}")
         for line in (*one.told, *(f"{count} x {how}" for how, count in one.otherwise.items()), one.error):
             if line:
