@@ -201,7 +201,7 @@ def measure_pairs(local: HardwareProfile, remote: HardwareProfile, folder: Path)
     elsewhere = open_device(remote)
     for repetition in range(REPETITIONS):
         for variant, artifact in made.items():
-            (here,) = bench.device.measure([artifact], bench.reference, examples=bench.task.examples)
+            (here,) = bench.devices[0].measure([artifact], bench.reference, examples=bench.task.examples)
             (there,) = elsewhere.measure([artifact], bench.reference, examples=bench.task.examples)
             found = [(one.latency_ratio_interval, one.latency_ratio) for one in (here, there)]
             pair = Pair(variant, repetition, *((low, ratio, high) for (low, high), ratio in found))
