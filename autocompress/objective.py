@@ -88,6 +88,16 @@ def quantity(name: str) -> str:
     return name.partition("@")[0]
 
 
+def latency_ratios(values: Mapping[str, float]) -> tuple[float, ...]:
+    """The ratio of latencies on each machine, from the values of a trial or a change.
+
+    >>> latency_ratios({"latency_ratio": 0.5, "latency_ratio@phone": 0.5, "latency_ratio@server": 0.7})
+    (0.5, 0.7)
+    """
+    on_each = [value for name, value in values.items() if name.startswith(on_machine(LATENCY_RATIO, ""))]
+    return tuple(on_each) or (values[LATENCY_RATIO],)
+
+
 def is_measured(name: str) -> bool:
     """True if a device measures the value; else it is a metric."""
     return any(objective.name == quantity(name) for objective in MEASURED)

@@ -82,6 +82,11 @@ class Point:
     device_score: float | None = None
     device_reason: str = ""
 
+    @property
+    def latencies(self) -> Mapping[str, Point | OnMachine]:
+        """What holds the latency on each machine, by its name; the point itself, without a name, where there is one."""
+        return self.machines or {"": self}
+
     def as_json(self) -> dict[str, Any]:
         """The point as the stable contract of `autocompress show RUN --format json` has it."""
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -139,7 +140,12 @@ def _highlights(snapshot: Snapshot, baseline: Point) -> Sequence[Text]:
     within = " within 1 point" if is_share else ""
     if not near:
         return ()
-    return (
-        line(f"fastest{within}:", lambda point: point.latency_ratio),
-        line(f"smallest{within}:", lambda point: point.size_ratio),
-    )
+    fastest = [
+        line(f"fastest{within}{f' on {name}' if name else ''}:", partial(_latency_ratio, name))
+        for name in baseline.latencies
+    ]
+    return (*fastest, line(f"smallest{within}:", lambda point: point.size_ratio))
+
+
+def _latency_ratio(machine: str, point: Point) -> float:
+    return point.latencies[machine].latency_ratio

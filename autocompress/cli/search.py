@@ -172,7 +172,7 @@ def _print_end(run: Run) -> None:
             "--budget TIME"
         )
         return
-    if not [point for point in points if point.latency_ratio < 1]:
+    if not [point for point in points if min(_ratios(point)) < 1]:
         typer.echo("\nno model that was found is faster than yours")
     more = "" if run.status == "stopped" else " --budget TIME"
     where, best = _choice(run, points)
@@ -192,7 +192,7 @@ def _choice(run: Run, points: Sequence[Point]) -> tuple[str | None, str | None]:
     assert baseline is not None, "a run with points has a baseline"
     if all(objective.weight for objective in config.objectives):
         return None, None
-    ahead = [point for point in points if point.latency_ratio < 1]
+    ahead = [point for point in points if max(_ratios(point)) < 1]
     best = "latency_ms" if ahead else "size_bytes"
     if any(constraint.name == config.metric for constraint in config.constraints):
         return None, best
@@ -203,6 +203,11 @@ def _choice(run: Run, points: Sequence[Point]) -> tuple[str | None, str | None]:
         if any(constraint.violation(point.values(), baseline.values()) <= 0 for point in ahead or points):
             return f"{config.metric}{operator}{bound}", best
     return None, None
+
+
+def _ratios(point: Point) -> tuple[float, ...]:
+    """The ratio of latencies on each machine."""
+    return tuple(one.latency_ratio for one in point.latencies.values())
 
 
 def _told(run: Run, point: Point) -> str:

@@ -159,7 +159,16 @@ def test_the_front_is_one_of_both_latencies(run: Run) -> None:
     titles = [column.title for column in run.columns()]
     assert "× phone" in titles
     assert "× server" in titles
-    assert "on server" in run.report().read_text(encoding="utf-8")
+
+
+def test_all_machines_are_shown(run: Run) -> None:
+    page = run.report().read_text(encoding="utf-8")
+    assert "accuracy against latency on phone" in page
+    assert "accuracy against latency on server" in page
+    assert "lowest latency on server" in page
+    integers = next(record for record in RunDirectory(run.path).records() if "int8" in str(record.plan.steps))
+    told = ", ".join(f"{integers.values[f'latency_ratio@{name}']:.2f}x" for name in BOTH)
+    assert f"latency {told}, size" in (run.path / "log.txt").read_text(encoding="utf-8")
 
 
 def test_a_constraint_on_one_machine_holds_there(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from autocompress.objective import LATENCY_RATIO, SIZE, on_machine
-from autocompress.point import OnMachine, Point, point_name
+from autocompress.point import Point, point_name
 from autocompress.report.facts import RunFacts
 from autocompress.report.figure import figure
 from autocompress.report.sections._base import SECTIONS, Section
@@ -116,7 +116,7 @@ def _trace(
     }
     if key != SIZE_RATIO:
         machine = key.partition("@")[2]
-        measured = [point.machines.get(machine, point) for point in points]
+        measured = [point.latencies[machine] for point in points]
         trace["error_x"] = {
             "type": "data",
             "symmetric": False,
@@ -133,11 +133,10 @@ def _hover(point: Point, facts: RunFacts) -> str:
     metric, share = facts.config.metric, facts.config.is_percentage
     score = f"{metric}: {format_metric(point.validation[metric], share)}"
     test = f", test {format_metric(point.test[metric], share)}" if metric in point.test else ""
-    measured: dict[str, Point | OnMachine] = {"": point} if not point.machines else {**point.machines}
     latencies = [
         f"latency{f' on {name}' if name else ''}: {format_ms(one.latency_ms)}, {one.latency_ratio:.2f}× "
         f"({format_interval(one.latency_ratio_interval)})"
-        for name, one in measured.items()
+        for name, one in point.latencies.items()
     ]
     size = f"size: {format_bytes(point.size_bytes)}, {point.size_ratio:.2f}×"
     return "<br>".join(escape(line) for line in (point.name, score + test, *latencies, size))

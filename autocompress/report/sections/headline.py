@@ -7,7 +7,7 @@ from functools import partial
 from html import escape
 
 from autocompress.duration import format_duration
-from autocompress.point import Point
+from autocompress.point import OnMachine, Point
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
 from autocompress.report.table import format_bytes, format_metric, format_ms
@@ -38,10 +38,11 @@ def _cards(facts: RunFacts) -> str:
         return "<p>The baseline is not measured yet, so there is nothing to compare.</p>"
     kept = f"within 1 point of {metric}" if share else "on the front"
     near = [point for point in facts.front if not share or facts.loss(point) <= 0.01]
+    latencies = ", ".join(map(_latency, baseline.latencies.items()))
     cards = [
         _card(
             format_metric(baseline.validation[metric], share),
-            f"the baseline: {format_ms(baseline.latency_ms)}, {format_bytes(baseline.size_bytes)}",
+            f"the baseline: {latencies}, {format_bytes(baseline.size_bytes)}",
         )
     ]
 
@@ -51,16 +52,19 @@ def _cards(facts: RunFacts) -> str:
             score = format_metric(point.validation[metric], share)
             cards.append(_card(f"{value(point):.2f}×", f"{what} {kept}: {point.name}, {score}"))
 
-    for name in baseline.machines:
-        best(f"lowest latency on {name}", partial(_latency_on, name))
-    if not baseline.machines:
-        best("lowest latency", lambda point: point.latency_ratio)
+    for name in baseline.latencies:
+        best(f"lowest latency on {name}" if name else "lowest latency", partial(_latency_on, name))
     best("smallest size", lambda point: point.size_ratio)
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
+def _latency(item: tuple[str, Point | OnMachine]) -> str:
+    name, one = item
+    return format_ms(one.latency_ms) + (f" on {name}" if name else "")
+
+
 def _latency_on(machine: str, point: Point) -> float:
-    return point.machines[machine].latency_ratio
+    return point.latencies[machine].latency_ratio
 
 
 def _card(number: str, text: str) -> str:
