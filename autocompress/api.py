@@ -240,7 +240,7 @@ def check(
     task: Task | str,
     *,
     space: str | SearchSpace = "joint",
-    hardware: str | HardwareProfile = "local",
+    hardware: Hardware | Sequence[Hardware] = "local",
     observe: Callable[[CheckItem], None] | None = None,
 ) -> CheckReport:
     """Try everything that a search needs, in under a minute for small models.
@@ -259,9 +259,9 @@ def check(
     """
     items = []
     found = load_space(space) if isinstance(space, str) else space
-    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    profiles = _profiles(hardware)
     with tempfile.TemporaryDirectory(prefix="autocompress-check-") as folder:
-        for item in run_checks(task, found, profile, Path(folder)):
+        for item in run_checks(task, found, profiles, Path(folder)):
             items.append(item)
             if observe is not None:
                 observe(item)
@@ -273,7 +273,7 @@ def apply(
     task: Task | str,
     *,
     output: str | Path,
-    hardware: str | HardwareProfile = "local",
+    hardware: Hardware | Sequence[Hardware] = "local",
     seed: int = 0,
 ) -> Record:
     """Carry out one plan and write its ONNX file.
@@ -285,7 +285,7 @@ def apply(
         plan: A plan, or the path of its JSON file as a run's `front/` holds it.
         task: As in `search`.
         output: The ONNX file to write; must not exist yet.
-        hardware: As in `search`.
+        hardware: As in `search`; with several machines all of those of the search, since models are made for all.
         seed: For everything random; a trial's own seed is in its record.
 
     Returns:
@@ -304,11 +304,11 @@ def apply(
     if not target.parent.is_dir():
         raise InvalidInput(f"output {target}: the folder {target.parent} does not exist; create it")
     read = plan if isinstance(plan, Plan) else _read_plan(Path(plan))
-    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    profiles = _profiles(hardware)
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
-        bench = Workbench(loaded, profile, Path(folder))
-        with _threads(_threads_per_trial(_workers(None, "processes", (profile,)))):
+        bench = Workbench(loaded, profiles[0], Path(folder), profiles[1:])
+        with _threads(_threads_per_trial(_workers(None, "processes", profiles))):
             return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
 
 
@@ -478,8 +478,9 @@ class _Session:
         original = self._survey.models[ORIGINAL]
         for choice, reason in choices_left_out(config.space, original, config.target).items():
             self._tell(config, f"not tried: {choice}: {reason}")
+        where = "any of the machines" if config.other_profiles else "this machine"
         for policy, part in policies_left_out(config.space, plan, self._survey.models).items():
-            self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on this machine")
+            self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on {where}")
         problem = Problem(
             plan=plan,
             policies=policy_plans(config.space, plan, description.students),
@@ -512,8 +513,12 @@ class _Session:
             interrupts=self._interrupts,
             observer=self._observer,
         )
-        loop.run()
         run = Run(self._directory.path)
+        try:
+            loop.run()
+        except AutocompressError:
+            run.report()
+            raise
         run.report()
         return run
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from autocompress.data import head
 from autocompress.errors import AutocompressError, TaskFailed
 from autocompress.graph.view import LayerView
+from autocompress.objective import latencies
 from autocompress.plan import ORIGINAL, Plan
 from autocompress.planner import planner, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
@@ -54,14 +55,14 @@ class CheckReport:
 
 
 def run_checks(
-    source: Task | str, space: SearchSpace, profile: HardwareProfile, directory: Path
+    source: Task | str, space: SearchSpace, profiles: tuple[HardwareProfile, ...], directory: Path
 ) -> Iterator[CheckItem]:
     """Try what a search needs; ends after the first item that is not ok.
 
     Args:
         source: The task, or where it is.
         space: What would be searched.
-        profile: The machine.
+        profiles: The machines.
         directory: An empty folder for model files.
 
     Raises:
@@ -76,7 +77,7 @@ def run_checks(
         yield _failed("task", started, error)
         return
     yield CheckItem("task", True, f"{task.name}, metric {task.the_metric.name}", time.perf_counter() - started)
-    bench = Workbench(task, profile, directory)
+    bench = Workbench(task, profiles[0], directory, profiles[1:])
     survey = cache(lambda: survey_architectures(bench, space))
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("data", lambda: _data(task)),
@@ -184,7 +185,6 @@ def _one_trial(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerV
 def _values(record: Record, task: Task) -> str:
     metric = task.the_metric
     score = format_metric(record.values[metric.name], metric.is_percentage)
-    return (
-        f"{metric.name} {score} through ONNX Runtime, {record.values['latency_ms']:.3f} ms, "
-        f"{record.values['size_bytes'] / 1024:.1f} KiB"
-    )
+    times = latencies(record.values).items()
+    latency = ", ".join(f"{value:.3f} ms{f' on {machine}' if machine else ''}" for machine, value in times)
+    return f"{metric.name} {score} through ONNX Runtime, {latency}, {record.values['size_bytes'] / 1024:.1f} KiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -135,23 +136,14 @@ def feasible(
 def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
     """Volume that the points dominate up to the reference; all costs, less is better.
 
-    Exact, by slicing along the last axis (the HSO algorithm; While et al., "A faster algorithm for calculating
-    hypervolume", 2006); meant for fronts of up to a few hundred points in up to four dimensions.
+    Exact: what each point adds to those after it, which is its own box without the volume of the others within it (the
+    WFG algorithm; While et al., "A fast way of calculating exact hypervolumes", 2012).
 
     >>> hypervolume([(0.5, 0.5)], (1.0, 1.0))
     0.25
     """
-    inside = [tuple(point) for point in points if all(x < r for x, r in zip(point, reference, strict=True))]
-    if not inside:
-        return 0.0
-    if len(reference) == 1:
-        return float(reference[0] - min(point[0] for point in inside))
-    total, ordered = 0.0, sorted(inside, key=lambda point: point[-1])
-    for index, point in enumerate(ordered):
-        top = ordered[index + 1][-1] if index + 1 < len(ordered) else reference[-1]
-        if top > point[-1]:
-            total += (top - point[-1]) * hypervolume([p[:-1] for p in ordered[: index + 1]], reference[:-1])
-    return total
+    worst_first: list[Sequence[float] | None] = [*sorted(points, key=lambda point: -point[-1])]
+    return growing_hypervolume(worst_first, reference)[-1] if points else 0.0
 
 
 def growing_hypervolume(points: Iterable[Sequence[float] | None], reference: Sequence[float]) -> list[float]:
@@ -161,14 +153,31 @@ def growing_hypervolume(points: Iterable[Sequence[float] | None], reference: Seq
     [0.25, 0.25, 0.25, 0.375]
     """
     front: list[Sequence[float]] = []
-    found: list[float] = []
+    total, found = 0.0, []
     for point in points:
-        if point is None or any(_covers(other, point) for other in front):
-            found.append(found[-1] if found else 0.0)
-            continue
-        front = [other for other in front if not _covers(point, other)] + [point]
-        found.append(hypervolume(front, reference))
+        if point is not None and all(x < r for x, r in zip(point, reference, strict=True)):
+            total += _added(point, front, reference)
+            if not any(_covers(other, point) for other in front):
+                front = [other for other in front if not _covers(point, other)] + [point]
+        found.append(total)
     return found
+
+
+def _added(point: Sequence[float], front: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """What a point adds to the volume of a front."""
+    within = [tuple(map(max, point, other)) for other in front]
+    if point in within or tuple(point) in within:
+        return 0.0
+    return math.prod(r - x for x, r in zip(point, reference, strict=True)) - hypervolume(_best(within), reference)
+
+
+def _best(points: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The points that no other covers, each once."""
+    kept: list[tuple[float, ...]] = []
+    for point in sorted(set(points)):
+        if not any(_covers(other, point) for other in kept):
+            kept.append(point)
+    return kept
 
 
 def _covers(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -233,7 +233,7 @@ class SearchLoop:
         """True once the front is confirmed and the search goes on for what that left of the budget."""
 
         self._baseline = next(record for record in self._records if record.number == 0)
-        self._points = directory.write_front(self._records, self._confirmations)
+        self._points = directory.write_front(self._records, self._confirmations, self._device_scores)
         for record in self._records:
             times.learn(record)
 

@@ -98,6 +98,17 @@ def latency_ratios(values: Mapping[str, float]) -> tuple[float, ...]:
     return tuple(on_each) or (values[LATENCY_RATIO],)
 
 
+def latencies(values: Mapping[str, float]) -> dict[str, float]:
+    """The milliseconds on each machine, by its name; without a name where there is one machine.
+
+    >>> latencies({"latency_ms": 5.0, "latency_ms@phone": 5.0, "latency_ms@server": 0.7})
+    {'phone': 5.0, 'server': 0.7}
+    """
+    prefix = on_machine(LATENCY, "")
+    on_each = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    return on_each or {"": values[LATENCY]}
+
+
 def is_measured(name: str) -> bool:
     """True if a device measures the value; else it is a metric."""
     return any(objective.name == quantity(name) for objective in MEASURED)

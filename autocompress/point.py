@@ -130,6 +130,9 @@ class Point:
         low, high = self.latency_ratio_interval
         whole = {"size_bytes": self.size_bytes, "peak_memory_bytes": self.peak_memory_bytes}
         interval = {"latency_ratio_low": low, "latency_ratio_high": high, "confidence": self.confidence}
+        for name, own in self.machines.items():
+            bounds = zip(("latency_ratio_low", "latency_ratio_high"), own.latency_ratio_interval, strict=True)
+            interval |= {on_machine(key, name): bound for key, bound in bounds}
         why = {"device_reason": self.device_reason} if self.device_reason else {}
         return {"name": self.name, **self.values(), **whole, **interval, **why, "file": self.file, "plan": self.plan}
 

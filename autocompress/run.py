@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +109,7 @@ class Run:
         baseline, points = self._directory.points()
         if baseline is None or not points:
             raise InvalidInput(self._why_empty())
-        known = [name for name in baseline.values() if all(name in point.values() for point in points)]
+        known = [name for name in baseline.values() if any(name in point.values() for point in points)]
         constraints = tuple(_constraint(text, known) for text in _texts(where))
         metric = self.config.metric
         shares = (metric, f"test_{metric}", f"device_{metric}") if self.config.is_percentage else ()
@@ -160,7 +161,15 @@ class Run:
         if name not in known:
             raise _unknown("value to be best in", name, known)
         sign = -1.0 if self._direction(name) == "maximize" else 1.0
-        return min(points, key=lambda point: (sign * point.values()[name], point.latency_ratio, point.size_bytes))
+        having = [point for point in points if name in point.values()]
+        if not having:
+            raise InvalidInput(f"value to be best in {name!r}: none of the models that fit has it; give another")
+
+        def rank(point: Point) -> tuple[float, float, int]:
+            slowest = max(one.latency_ratio for one in point.latencies.values())
+            return sign * point.values()[name], slowest, point.size_bytes
+
+        return min(having, key=rank)
 
     def _why_empty(self) -> str:
         misses = self.near_misses
@@ -210,7 +219,8 @@ class _Miss:
 
 
 def _miss(point: Point, baseline: Point, constraints: Sequence[Constraint]) -> _Miss | None:
-    misses = [_Miss(c, c.violation(point.values(), baseline.values())) for c in constraints]
+    values = point.values()  # some lack a value, as models do that the device can't run
+    misses = [_Miss(c, c.violation(values, baseline.values()) if c.name in values else math.inf) for c in constraints]
     return max((miss for miss in misses if miss.violation > 0), key=lambda miss: miss.violation, default=None)
 
 
@@ -218,7 +228,7 @@ def _nothing_fits(points: Sequence[Point], baseline: Point, constraints: Sequenc
     misses = [(point, miss) for point in points if (miss := _miss(point, baseline, constraints)) is not None]
     nearest = sorted(misses, key=lambda pair: pair[1].violation)[:3]
     listing = ", ".join(
-        f"{point.name} ({miss.constraint.name} {point.values()[miss.constraint.name]:.4g}, "
+        f"{point.name} ({miss.constraint.name} {point.values().get(miss.constraint.name, math.nan):.4g}, "
         f"wanted {miss.constraint.operator} {miss.constraint.bound(baseline.values()):.4g})"
         for point, miss in nearest
     )
@@ -245,8 +255,7 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidInput:
         )
     if name.startswith("device_") and name.removeprefix("device_") in known:
         return InvalidInput(
-            f"{kind} {name!r}: not every model of the front has a score on the device; they come at the end of a "
-            "search with --score-on-device"
+            f"{kind} {name!r}: there are no scores on the device; they come with a search that has --score-on-device"
         )
     return UnknownName(kind, name, known)
 

@@ -455,7 +455,7 @@ class RunDirectory:
         self,
         records: Sequence[Record],
         confirmations: Sequence[Confirmation],
-        device_scores: Sequence[DeviceScore] = (),
+        device_scores: Sequence[DeviceScore],
     ) -> tuple[Point | None, tuple[Point, ...]]:
         """Bring `front/` up to date; at any moment every file that `front.json` names is there, whole.
 

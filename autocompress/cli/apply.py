@@ -18,7 +18,10 @@ def apply(
     ] = None,
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file to write.")] = Path("model.onnx"),
-    hardware: Annotated[str | None, typer.Option(help="Hardware profile: a shipped name or a YAML file.")] = None,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option(help="Hardware profile: a shipped name or a YAML file; repeat it for all machines of the search."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data, for tasks that ask for one.")] = None,
 ) -> None:
@@ -27,18 +30,20 @@ def apply(
     Example: `autocompress apply runs/digits/front/012-int8.json task.py --output again.onnx`
     """
     from autocompress import api
-    from autocompress.objective import LATENCY_RATIO, MEASURED
+    from autocompress.objective import LATENCY_RATIO, is_measured, latencies, latency_ratios, quantity
 
     config = find_config(Path.cwd())
     offer_data(data, config)
-    options: dict[str, Any] = {"hardware": hardware or config.machine, "seed": config.seed if seed is None else seed}
+    machines = tuple(hardware or ()) or config.hardware
+    options: dict[str, Any] = {"hardware": machines, "seed": config.seed if seed is None else seed}
     given = {name: value for name, value in options.items() if value is not None}
     record = api.apply(plan, the_task(task, config), output=output, **given)
-    measured = {objective.name for objective in MEASURED} | {LATENCY_RATIO}
     for name, value in record.values.items():
-        if name not in measured:
+        if not is_measured(name) and quantity(name) != LATENCY_RATIO:
             typer.echo(f"{name} on validation data: {value:.6g}")
-    typer.echo(f"latency: {record.values['latency_ms']:.3g} ms, {record.values['latency_ratio']:.2f} of the baseline's")
+    times, ratios = latencies(record.values), latency_ratios(record.values)
+    for (machine, latency), ratio in zip(times.items(), ratios, strict=True):
+        typer.echo(f"latency{f' on {machine}' if machine else ''}: {latency:.3g} ms, {ratio:.2f} of the baseline's")
     typer.echo(f"size: {record.values['size_bytes'] / 1024:.1f} KiB")
     typer.echo(f"peak memory: {record.values['peak_memory_bytes'] / 2**20:.1f} MiB")
     for note in record.notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,7 +20,9 @@ def check(
     ] = None,
     *,
     space: Annotated[str | None, typer.Option(help="Search space: a shipped name or a YAML file.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="Hardware profile: a shipped name or a YAML file.")] = None,
+    hardware: Annotated[
+        list[str] | None, typer.Option(help="Hardware profile: a shipped name or a YAML file; repeat it for several.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data, for tasks that ask for one.")] = None,
 ) -> None:
     """Try everything that would fail later: data, metric, export, runtime, layers found, time of a trial.
@@ -31,8 +33,8 @@ def check(
 
     config = find_config(Path.cwd())
     offer_data(data, config)
-    options = {"space": space or config.space, "hardware": hardware or config.machine}
-    given = {name: value for name, value in options.items() if value is not None}
+    options = {"space": space or config.space, "hardware": tuple(hardware or ()) or config.hardware}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if not api.check(the_task(task, config), observe=_print, **given).ok:
         raise typer.Exit(1)
 

@@ -81,7 +81,7 @@ def render(snapshot: Snapshot, event: str, *, width: int, height: int) -> Render
         parts.append(Text(event, style="dim", no_wrap=True, overflow="ellipsis"))
     if snapshot.baseline is not None:
         points = snapshot.front
-        columns = point_columns(points, snapshot.metric, snapshot.is_percentage)
+        columns = point_columns((snapshot.baseline, *points), snapshot.metric, snapshot.is_percentage)
         apart = None if snapshot.baseline.number in {point.number for point in points} else snapshot.baseline
         rows = max(height - _LINES_AROUND, 3)
         parts += [Text(), *_highlights(snapshot, snapshot.baseline), Text()]

@@ -53,9 +53,9 @@ def search(
     objective: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to optimize; repeat it. By default the metric, `latency_ms` and `size_bytes`; also "
-            "`peak_memory_bytes`. For one model instead of a front give weights: `accuracy:10` and `latency_ms:1` make "
-            "a point of accuracy worth ten percent of latency."
+            help="What to optimize; repeat it. By default the metric, `latency_ms` (on each machine) and `size_bytes`; "
+            "also `peak_memory_bytes`. For one model instead of a front give weights: `accuracy:10` and `latency_ms:1` "
+            "make a point of accuracy worth ten percent of latency."
         ),
     ] = None,
     constraint: Annotated[

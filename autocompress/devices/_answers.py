@@ -52,11 +52,11 @@ def require_fit(answer: Answer, *, timed: int, weighed: int) -> None:
     Raises:
         ValueError: If there is not one result for each, or a number that can't be.
     """
-    found = len(answer.times), len(answer.session_ms), len(answer.footprints)
-    if found != (timed, timed, weighed):
+    found = len(answer.times), len(answer.session_ms), len(answer.energy_mj), len(answer.footprints)
+    if found != (timed, timed, timed, weighed):
         raise ValueError(
-            f"times of {found[0]} models, load times of {found[1]} and footprints of {found[2]}; expected {timed}, "
-            f"{timed} and {weighed}"
+            f"times of {found[0]} models, load times of {found[1]}, energies of {found[2]} and footprints of "
+            f"{found[3]}; expected {timed}, {timed}, {timed} and {weighed}"
         )
     for samples in answer.times:
         for blocks in (samples.cpu_ms, samples.wall_ms):
@@ -64,10 +64,12 @@ def require_fit(answer: Answer, *, timed: int, weighed: int) -> None:
                 raise ValueError("times without a block, or with an empty one")
             if not all(math.isfinite(ms) and ms >= 0 for block in blocks for ms in block):
                 raise ValueError("times that are no numbers from 0 up")
-        if not sum(map(sum, samples.cpu_ms)) or not all(map(sum, samples.wall_ms)):
-            raise ValueError("times that are all 0")
+        if not all(np.median(block) for blocks in (samples.cpu_ms, samples.wall_ms) for block in blocks):
+            raise ValueError("a block with mostly times of 0")
     if not all(math.isfinite(ms) and ms >= 0 for ms in answer.session_ms):
         raise ValueError("load times that are no numbers from 0 up")
+    if not all(mj is None or (math.isfinite(mj) and mj >= 0) for mj in answer.energy_mj):
+        raise ValueError("energies that are no numbers from 0 up")
     for one in answer.footprints:
         if one.peak_memory_bytes < 0 or not 0 <= one.integer_nodes <= one.nodes:
             raise ValueError(f"a footprint that can't be: {one}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,24 +58,26 @@ def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> 
     return tuple(column for column in columns if has.get(column.key, True))
 
 
-def _latency_columns(points: Sequence[Point]) -> tuple[Column, ...]:
-    """Those of the machine, or the ratios of all machines."""
-    machines = points[0].machines if points else {}
-    if machines:
-        return tuple(
-            Column(
-                on_machine(LATENCY_RATIO, name),
-                f"× {name}",
-                partial(lambda point, name: f"{point.machines[name].latency_ratio:.2f}", name=name),
-                0,
-            )
-            for name in machines
-        )
-    return (
-        Column("latency", "latency", lambda point: format_ms(point.latency_ms), 3),
-        Column(LATENCY_RATIO, "× latency", lambda point: f"{point.latency_ratio:.2f}", 0),
-        Column("interval", "95 %", lambda point: format_interval(point.latency_ratio_interval), 5),
-    )
+def _latency_columns(points: Sequence[Point]) -> Iterator[Column]:
+    """Those of each machine."""
+    for name in points[0].latencies if points else [""]:
+        of = f" {name}" if name else ""
+        yield Column(f"latency{of}", f"latency{of}", partial(_latency, name), 3)
+        ratio = on_machine(LATENCY_RATIO, name) if name else LATENCY_RATIO
+        yield Column(ratio, f"× {name or 'latency'}", partial(_ratio, name), 0)
+        yield Column(f"interval{of}", f"95 %{of}", partial(_interval, name), 5)
+
+
+def _latency(machine: str, point: Point) -> str:
+    return format_ms(point.latencies[machine].latency_ms)
+
+
+def _ratio(machine: str, point: Point) -> str:
+    return f"{point.latencies[machine].latency_ratio:.2f}"
+
+
+def _interval(machine: str, point: Point) -> str:
+    return format_interval(point.latencies[machine].latency_ratio_interval)
 
 
 def with_misses(columns: Sequence[Column], baseline: Point, constraints: Sequence[Constraint]) -> tuple[Column, ...]:

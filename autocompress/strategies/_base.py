@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from autocompress.landscape import Landscape
-from autocompress.objective import MEASURED, Constraint, Objective, is_measured
+from autocompress.objective import MEASURED, Constraint, Objective, is_measured, quantity
 from autocompress.plan import Plan, Scalar
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Record, Trial
@@ -54,9 +54,11 @@ class Problem:
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """Names of all that is measured and of use: on the first machine, and what else is asked for."""
-        asked = (*(one.name for one in self.objectives), *(one.name for one in self.constraints))
-        return tuple(dict.fromkeys((*(one.name for one in MEASURED), *filter(is_measured, asked))))
+        """Names of all that is measured and of use: each quantity, on the machines for which it is asked."""
+        asked = [*(one.name for one in self.objectives), *(one.name for one in self.constraints)]
+        told = {quantity(name) for name in asked}
+        unasked = (one.name for one in MEASURED if one.name not in told)
+        return tuple(dict.fromkeys((*filter(is_measured, asked), *unasked)))
 
     @property
     def the_metric(self) -> Objective:

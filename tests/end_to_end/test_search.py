@@ -43,6 +43,7 @@ POINT = {
     "size_ratio": NUMBER,
     "peak_memory_bytes": int,
     "confidence": (*NUMBER, type(None)),
+    "machines": dict,
     "device_score": (*NUMBER, type(None)),
     "device_reason": str,
 }

@@ -176,6 +176,6 @@ def make_run(path: Path, *, config: RunConfig = config(), confirm: bool = True) 
         directory.append(entry)
     for line in (*confirmations, *((confirmation(0, 0.966, 1.0),) if confirm else ())):
         directory.append(line)
-    directory.write_front(lines, directory.confirmations())
+    directory.write_front(lines, directory.confirmations(), ())
     directory.beat("complete", 171.5)
     return directory

@@ -415,7 +415,7 @@ def test_check_prints_every_item_and_ends_as_it_went(
     item = api.CheckItem("data", ok, "1000 samples", 0.5)
 
     def check(task: str, **options: Any) -> api.CheckReport:
-        assert (task, options["hardware"]) == ("task.py", "local")
+        assert (task, options["hardware"]) == ("task.py", ("local",))
         options["observe"](item)
         return api.CheckReport((item,))
 
@@ -431,7 +431,7 @@ def test_apply_hands_on_its_arguments_and_prints_the_record(
     monkeypatch.setattr(api, "apply", apply)
     assert main(["apply", "plan.json", "task.py", "--output", "a.onnx", "--seed", "4", "--hardware", "local"]) == 0
     assert apply.positional == (Path("plan.json"), "task.py")
-    assert apply.options == {"output": Path("a.onnx"), "seed": 4, "hardware": "local"}
+    assert apply.options == {"output": Path("a.onnx"), "seed": 4, "hardware": ("local",)}
     assert "accuracy on validation data: 0.97" in capsys.readouterr().out
 
 

@@ -204,7 +204,6 @@ import numpy as np
 from autocompress.artifact import Artifact
 from autocompress.devices.local import LocalDevice
 from autocompress.profile import HardwareProfile, Protocol, load_profile
-from tests.agents import artifact, endless
 model, protocol = Artifact.of(Path(sys.argv[1])), Protocol(min_cpu_s=60, max_cpu_s=60)
 LocalDevice(HardwareProfile(name="test")).measure([], model, examples=(np.ones((1, 16, 8, 8), "f"),), protocol=protocol)
 """

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from autocompress.front import dominates, feasible, hypervolume, pareto_front
+from autocompress.front import dominates, feasible, growing_hypervolume, hypervolume, pareto_front
 from autocompress.measurement import Measurement
 from autocompress.objective import Constraint, Objective, make_objectives
 from autocompress.plan import Plan
@@ -139,6 +140,22 @@ def test_hypervolume_does_not_depend_on_order(points: list[tuple[float, ...]], r
 @given(st.tuples(*[st.floats(0, 1)] * 3))
 def test_the_hypervolume_of_one_point_is_its_box(point: tuple[float, float, float]) -> None:
     assert hypervolume([point], REFERENCE) == pytest.approx((1 - point[0]) * (1 - point[1]) * (1 - point[2]))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3, 4, 5, 6])
+def test_hypervolume_is_the_share_of_what_is_dominated(axes: int) -> None:
+    rng = np.random.default_rng(axes)
+    points, samples = rng.random((25, axes)), rng.random((100_000, axes))
+    dominated = np.zeros(len(samples), bool)
+    for point in points:
+        dominated |= (samples >= point).all(axis=1)
+    assert hypervolume(points.tolist(), (1.0,) * axes) == pytest.approx(dominated.mean(), abs=0.006)
+
+
+@given(POINTS)
+def test_a_growing_hypervolume_is_that_of_all_points_so_far(points: list[tuple[float, ...]]) -> None:
+    grown = growing_hypervolume(points, REFERENCE)
+    assert grown == pytest.approx([hypervolume(points[: count + 1], REFERENCE) for count in range(len(points))])
 
 
 def test_hypervolume_counts_an_overlap_once() -> None:

@@ -153,7 +153,7 @@ def test_a_model_that_is_beaten_leaves_the_front_and_its_artifact_stays(director
     better = complete(9, Plan(recovery=Recovery(epochs=1)), 0.99, 0.1, 0.1)
     (directory.path / "artifacts/9.onnx").write_bytes(b"model 9")
     directory.append(better)
-    directory.write_front(directory.records(), directory.confirmations())
+    directory.write_front(directory.records(), directory.confirmations(), ())
     models = {path.name for path in (directory.path / "front").glob("*.onnx")}
     assert models == {"000-baseline.onnx", "009-finetuned.onnx"}
     assert (directory.path / "artifacts/1.onnx").exists()
@@ -162,7 +162,7 @@ def test_a_model_that_is_beaten_leaves_the_front_and_its_artifact_stays(director
 def test_writing_the_front_twice_changes_nothing(directory: RunDirectory) -> None:
     folder = directory.path / "front"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    directory.write_front(directory.records(), directory.confirmations())
+    directory.write_front(directory.records(), directory.confirmations(), ())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -180,7 +180,7 @@ def test_without_a_baseline_there_is_no_front(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path / "run")
     directory.write_config(config())
     assert directory.points() == (None, ())
-    assert directory.write_front((), ()) == (None, ())
+    assert directory.write_front((), (), ()) == (None, ())
 
 
 def test_a_confirmation_replaces_what_the_search_measured(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The front as two plots: the metric against latency and against size."""
+"""The front as plots: the metric against the latency on each machine and against size."""
 
 from __future__ import annotations
 

@@ -6,9 +6,10 @@ import numpy as np
 
 from autocompress.data import Array
 
-MOST_LINES = {1: 4096, 2: 512, 3: 48, 4: 18}
-"""Lines of the grid along each axis at most, those at 0 and 1 among them, by the number of axes; it is exact as long as
-there is one for each cost."""
+MOST_LINES = {1: 4096, 2: 512, 3: 48}
+MOST_CELLS = 100_000
+"""Lines of the grid along each axis at most, those at 0 and 1 among them, by the number of axes, and cells where there
+are more axes; it is exact as long as there is a line for each cost."""
 
 
 class Gain:
@@ -17,12 +18,12 @@ class Gain:
     The lines of the grid go through the points of the front, so that each cell is covered wholly or not at all.
 
     Args:
-        front: Costs of its points, each in [0, 1] by axis, 1 the reference (points, axes), 1 to 4 axes.
+        front: Costs of its points, each in [0, 1] by axis, 1 the reference (points, axes).
     """
 
     def __init__(self, front: Array) -> None:
         axes = front.shape[1]
-        self._lines = [_lines(front[:, axis], MOST_LINES[axes]) for axis in range(axes)]
+        self._lines = [_lines(front[:, axis], _most_lines(axes)) for axis in range(axes)]
         volume = np.where(_corners(front, self._lines) > 0, 0.0, 1.0)
         for axis, lines in enumerate(self._lines):
             volume = volume * np.diff(lines).reshape([-1 if other == axis else 1 for other in range(axes)])
@@ -60,13 +61,22 @@ def exclusive_volumes(points: Array) -> Array:
         points: Costs (points, axes), each in [0, 1] by axis, 1 the reference.
     """
     axes = points.shape[1]
-    lines = [_lines(points[:, axis], MOST_LINES[axes]) for axis in range(axes)]
+    lines = [_lines(points[:, axis], _most_lines(axes)) for axis in range(axes)]
     alone = _corners(points, lines) == 1
     owner = _corners(points, lines, np.arange(len(points), dtype=float))[alone].astype(np.int64)
     volume = np.ones(alone.shape)
     for axis, own in enumerate(lines):
         volume = volume * np.diff(own).reshape([-1 if other == axis else 1 for other in range(axes)])
     return np.bincount(owner, weights=volume[alone], minlength=len(points))
+
+
+def _most_lines(axes: int) -> int:
+    """Lines along each axis.
+
+    >>> [_most_lines(axes) for axes in (3, 4, 5, 6)]
+    [48, 18, 11, 7]
+    """
+    return MOST_LINES.get(axes) or 1 + int(MOST_CELLS ** (1 / axes) + 1e-9)
 
 
 def _lines(values: Array, most: int) -> Array:
