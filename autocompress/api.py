@@ -338,7 +338,7 @@ def measure(
     for path in (model, reference or model):
         if not Path(path).is_file():
             raise InvalidInput(f"model {path}: no such file; expected an ONNX file")
-    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    profile = _profile(hardware)
     artifact = Artifact.of(Path(model))
     other = Artifact.of(Path(reference)) if reference is not None else artifact
     examples = random_inputs(Path(model), batch_size=_positive("batch size", batch_size) or 1)
@@ -392,7 +392,7 @@ def profile_device(
 def _with_threads(hardware: str | HardwareProfile, threads: int | None) -> HardwareProfile:
     if hardware == LOCAL and threads is not None:
         return detect_profile(threads)
-    profile = resolve_profile(hardware) if isinstance(hardware, str) else hardware
+    profile = _profile(hardware)
     return profile if threads is None else replace(profile, threads=threads)
 
 
@@ -713,6 +713,10 @@ def _positive(name: str, value: int | None) -> int | None:
     return value
 
 
+def _profile(hardware: Hardware) -> HardwareProfile:
+    return resolve_profile(hardware) if isinstance(hardware, str) else hardware
+
+
 def _profiles(hardware: Hardware | Sequence[Hardware]) -> tuple[HardwareProfile, ...]:
     """The machines that were asked for.
 
@@ -720,7 +724,7 @@ def _profiles(hardware: Hardware | Sequence[Hardware]) -> tuple[HardwareProfile,
         InvalidInput: If none is, or two have one name: values are told apart by it.
     """
     several = [hardware] if isinstance(hardware, str | HardwareProfile) else list(hardware)
-    found = tuple(resolve_profile(one) if isinstance(one, str) else one for one in several)
+    found = tuple(map(_profile, several))
     names = [profile.name for profile in found]
     if not found:
         raise InvalidInput("hardware: no machine is given; expected a profile or several")

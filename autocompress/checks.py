@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from autocompress.data import head
 from autocompress.errors import AutocompressError, TaskFailed
 from autocompress.graph.view import LayerView
-from autocompress.objective import latencies
+from autocompress.objective import LATENCY, on_each_machine
 from autocompress.plan import ORIGINAL, Plan
 from autocompress.planner import planner, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
@@ -185,6 +185,6 @@ def _one_trial(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerV
 def _values(record: Record, task: Task) -> str:
     metric = task.the_metric
     score = format_metric(record.values[metric.name], metric.is_percentage)
-    times = latencies(record.values).items()
+    times = on_each_machine(record.values, LATENCY).items()
     latency = ", ".join(f"{value:.3f} ms{f' on {machine}' if machine else ''}" for machine, value in times)
     return f"{metric.name} {score} through ONNX Runtime, {latency}, {record.values['size_bytes'] / 1024:.1f} KiB"

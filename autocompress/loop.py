@@ -15,7 +15,7 @@ from autocompress.doubt import likely_front
 from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
-from autocompress.objective import latency_ratios
+from autocompress.objective import LATENCY_RATIO, on_each_machine
 from autocompress.plan import Plan
 from autocompress.point import confirmed, point_name
 from autocompress.probe import Probe, Sensitivity
@@ -726,7 +726,7 @@ def _event(record: Record, config: RunConfig) -> str:
         return f"{name}: {record.status}: {record.reason}"
     value = record.values[config.metric]
     score = f"{100 * value:.2f} %" if config.is_percentage else f"{value:.4g}"
-    latency = ", ".join(f"{ratio:.2f}x" for ratio in latency_ratios(record.values))
+    latency = ", ".join(f"{ratio:.2f}x" for ratio in on_each_machine(record.values, LATENCY_RATIO).values())
     return (
         f"{name}: {config.metric} {score}, latency {latency}, "
         f"size {record.values['size_bytes'] / 1024:.1f} KiB, {record.elapsed_s:.1f} s"

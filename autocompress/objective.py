@@ -88,25 +88,19 @@ def quantity(name: str) -> str:
     return name.partition("@")[0]
 
 
-def latency_ratios(values: Mapping[str, float]) -> tuple[float, ...]:
-    """The ratio of latencies on each machine, from the values of a trial or a change.
-
-    >>> latency_ratios({"latency_ratio": 0.5, "latency_ratio@phone": 0.5, "latency_ratio@server": 0.7})
-    (0.5, 0.7)
-    """
-    on_each = [value for name, value in values.items() if name.startswith(on_machine(LATENCY_RATIO, ""))]
-    return tuple(on_each) or (values[LATENCY_RATIO],)
+def machine_of(name: str) -> str:
+    """The machine that a value was measured on; empty where its name has none."""
+    return name.partition("@")[2]
 
 
-def latencies(values: Mapping[str, float]) -> dict[str, float]:
-    """The milliseconds on each machine, by its name; without a name where there is one machine.
+def on_each_machine(values: Mapping[str, float], name: str) -> dict[str, float]:
+    """A value on each machine, by the machine's name; without a name where there is one machine.
 
-    >>> latencies({"latency_ms": 5.0, "latency_ms@phone": 5.0, "latency_ms@server": 0.7})
+    >>> on_each_machine({"latency_ms": 5.0, "latency_ms@phone": 5.0, "latency_ms@server": 0.7}, "latency_ms")
     {'phone': 5.0, 'server': 0.7}
     """
-    prefix = on_machine(LATENCY, "")
-    on_each = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    return on_each or {"": values[LATENCY]}
+    found = {machine_of(key): value for key, value in values.items() if quantity(key) == name and key != name}
+    return found or {"": values[name]}
 
 
 def is_measured(name: str) -> bool:

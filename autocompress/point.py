@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from autocompress.measurement import Measurement
-from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, on_machine
+from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, on_each_machine, on_machine
 from autocompress.plan import ORIGINAL, Plan, Step
 from autocompress.record import Confirmation, DeviceScore, Record
 
@@ -207,17 +207,18 @@ def make_point(
 
 
 def _machines(record: Record) -> dict[str, OnMachine]:
-    names = [name.partition("@")[2] for name in record.values if name.startswith(on_machine(LATENCY, ""))]
-    found: dict[str, OnMachine] = {}
-    for name in names:
-        measurement = record.other_measurements.get(name, record.measurement)
-        found[name] = OnMachine(
-            latency_ms=record.values[on_machine(LATENCY, name)],
-            latency_ratio=record.values[on_machine(LATENCY_RATIO, name)],
-            latency_ratio_interval=_interval(measurement),
-            peak_memory_bytes=int(record.values[on_machine(MEMORY, name)]),
+    ratios = on_each_machine(record.values, LATENCY_RATIO)
+    memories = on_each_machine(record.values, MEMORY)
+    return {
+        name: OnMachine(
+            latency_ms=latency,
+            latency_ratio=ratios[name],
+            latency_ratio_interval=_interval(record.measurement_for(on_machine(LATENCY, name))),
+            peak_memory_bytes=int(memories[name]),
         )
-    return found
+        for name, latency in on_each_machine(record.values, LATENCY).items()
+        if name
+    }
 
 
 def _interval(measurement: Measurement | None) -> tuple[float, float]:

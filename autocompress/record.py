@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 
 from autocompress.artifact import Artifact
 from autocompress.measurement import Measurement
+from autocompress.objective import machine_of
 from autocompress.plan import Plan, Scalar
 
 Status = Literal["complete", "screened", "failed"]
@@ -120,7 +121,7 @@ class Record:
 
     def measurement_for(self, name: str) -> Measurement | None:
         """The measurement that a value such as `latency_ms` or `latency_ms@phone` comes from."""
-        return self.other_measurements.get(name.partition("@")[2], self.measurement)
+        return self.other_measurements.get(machine_of(name), self.measurement)
 
     @property
     def training_s(self) -> float:

@@ -30,7 +30,7 @@ def apply(
     Example: `autocompress apply runs/digits/front/012-int8.json task.py --output again.onnx`
     """
     from autocompress import api
-    from autocompress.objective import LATENCY_RATIO, is_measured, latencies, latency_ratios, quantity
+    from autocompress.objective import LATENCY, LATENCY_RATIO, is_measured, on_each_machine, quantity
 
     config = find_config(Path.cwd())
     offer_data(data, config)
@@ -41,9 +41,10 @@ def apply(
     for name, value in record.values.items():
         if not is_measured(name) and quantity(name) != LATENCY_RATIO:
             typer.echo(f"{name} on validation data: {value:.6g}")
-    times, ratios = latencies(record.values), latency_ratios(record.values)
-    for (machine, latency), ratio in zip(times.items(), ratios, strict=True):
-        typer.echo(f"latency{f' on {machine}' if machine else ''}: {latency:.3g} ms, {ratio:.2f} of the baseline's")
+    ratios = on_each_machine(record.values, LATENCY_RATIO)
+    for machine, latency in on_each_machine(record.values, LATENCY).items():
+        where = f" on {machine}" if machine else ""
+        typer.echo(f"latency{where}: {latency:.3g} ms, {ratios[machine]:.2f} of the baseline's")
     typer.echo(f"size: {record.values['size_bytes'] / 1024:.1f} KiB")
     typer.echo(f"peak memory: {record.values['peak_memory_bytes'] / 2**20:.1f} MiB")
     for note in record.notes:

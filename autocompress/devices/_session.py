@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict
@@ -122,10 +122,22 @@ def read_examples(path: str) -> tuple[Array, ...]:
         MeasurementError: If the file holds something else, or more than there is memory for.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return tuple(file[name] for name in file.files)
-    except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        return read_arrays(path)
+    except ValueError as error:
         raise MeasurementError(f"the examples can't be read: {shortened(str(error))}") from error
+
+
+def read_arrays(file: str | BinaryIO) -> tuple[Array, ...]:
+    """The arrays of an .npz file, in their order.
+
+    Raises:
+        ValueError: If it holds something else, or more than there is memory for.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return tuple(content[name] for name in content.files)
+    except (OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
 
 
 def make_feed(session: onnxruntime.InferenceSession, examples: tuple[Array, ...], path: str) -> Feed:

@@ -6,8 +6,6 @@ import hashlib
 import io
 import re
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._client import AgentLost, AgentRefuses, names_in
 from autocompress.devices._measuring import Answer
 from autocompress.devices._pool import Pool, Turn
-from autocompress.devices._session import counted_clock
+from autocompress.devices._session import counted_clock, read_arrays
 from autocompress.devices.agent.messages import Capabilities, Job, JobStatus, model_file
 from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.measurement import Measurement
@@ -171,9 +169,8 @@ def _outputs(content: bytes, digest: str) -> tuple[Array, ...]:
     if hashlib.sha256(content).hexdigest() != digest:
         raise AgentRefuses(f"the outputs that it sent are not those of the digest {digest}")
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return tuple(file[name] for name in file.files)
-    except (ValueError, OSError, EOFError, AttributeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        return read_arrays(io.BytesIO(content))
+    except ValueError as error:
         raise AgentRefuses(f"the outputs that it sent can't be read: {error}") from error
 
 

@@ -97,7 +97,7 @@ def values_of(measured: Measurements, path: Path, baseline: Mapping[str, float] 
     return values
 
 
-def latency_ratios(measured: Measurements) -> dict[str, float]:
+def ratios_of(measured: Measurements) -> dict[str, float]:
     """The ratio of latencies on every machine, by the names that `values_of` gives them."""
     return {name(LATENCY_RATIO): measurement.latency_ratio for name, measurement in _named(measured)}
 

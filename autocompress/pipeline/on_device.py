@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from autocompress.artifact import Artifact
-from autocompress.data import Batch, joined
+from autocompress.data import Batch, batch_size_of, joined
 from autocompress.errors import InvalidInput, MeasurementError, one_line
 from autocompress.pipeline.workbench import Workbench
 from autocompress.record import DeviceScore, Record
@@ -37,7 +37,7 @@ def score_on_device(record: Record, bench: Workbench) -> DeviceScore:
 
 
 def _score(record: Record, bench: Workbench) -> float:
-    artifact, size = Artifact.of(bench.artifact_path(record.plan)), len(bench.task.examples[0])
+    artifact, size = Artifact.of(bench.artifact_path(record.plan)), batch_size_of(bench.task.examples)
     bytes_each = sum(array.nbytes for array in bench.task.examples)
     most = max(1, min(RUN_BYTES // max(1, bytes_each), int(1000 * RUN_S / record.values["latency_ms"])))
     outputs, targets = [], []

@@ -11,7 +11,7 @@ import numpy as np
 from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError
 from autocompress.formats import onnx_runtime, parity
 from autocompress.objective import SIZE
-from autocompress.pipeline.measuring import latency_ratios, measured_untrained
+from autocompress.pipeline.measuring import measured_untrained, ratios_of
 from autocompress.pipeline.models import build, is_rebuilt
 from autocompress.pipeline.workbench import PROBE_BATCHES, Workbench
 from autocompress.probe import Probe, Sensitivity
@@ -46,7 +46,7 @@ def _run(probe: Probe, bench: Workbench) -> Sensitivity:
         recalibrate(model, bench.task, batches=PROBE_BATCHES)
     with measured_untrained(bench, model, plan, seed, ranges_from=RANGE_SAMPLES) as (path, measured):
         found = bench.probe_outputs(onnx_runtime.predictor(path))
-        values = {**latency_ratios(measured), SIZE: float(path.stat().st_size)}
+        values = {**ratios_of(measured), SIZE: float(path.stat().st_size)}
     classes = not np.issubdtype(bench.probe_samples.targets.dtype, np.floating)
     expected = bench.recalibrated_outputs if is_rebuilt(plan) else bench.original_outputs
     divergence = parity.divergence(expected, found, classes=classes) if np.isfinite(found).all() else math.inf

@@ -56,10 +56,15 @@ class Workbench:
 
         return Lessons(self.task, self.teacher)
 
+    @property
+    def profiles(self) -> tuple[HardwareProfile, ...]:
+        """All machines, the first one first."""
+        return (self.profile, *self.other_profiles)
+
     @cached_property
     def devices(self) -> tuple[Device, ...]:
         """What measures: the machine, and the others; what happens to machines goes to the run's log."""
-        devices = tuple(map(open_device, (self.profile, *self.other_profiles)))
+        devices = tuple(map(open_device, self.profiles))
         for device in devices:
             device.tell = RunDirectory(self.directory).log
         return devices
@@ -67,7 +72,7 @@ class Workbench:
     @cached_property
     def target(self) -> HardwareProfile:
         """What models are made for."""
-        return made_for((self.profile, *self.other_profiles))
+        return made_for(self.profiles)
 
     @cached_property
     def context(self) -> Context:

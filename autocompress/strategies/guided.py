@@ -481,7 +481,7 @@ class Guided(SearchStrategy):
         for index, (point, entry) in enumerate(self._table.points()):
             shares = self._the_yardstick.shares({"size_bytes": entry.values["size_bytes"]})
             ratios = {name: value for name, value in entry.values.items() if quantity(name) == LATENCY_RATIO}
-            shares |= {name.replace(LATENCY_RATIO, LATENCY): value for name, value in ratios.items()}
+            shares |= {LATENCY + name.removeprefix(LATENCY_RATIO): value for name, value in ratios.items()}
             models.costs.learn(-1 - index, ORIGINAL, point, shares, hurried=True)
         for key, result in sorted(results.by_number.items()):
             if self._parts.refit or key == 0:

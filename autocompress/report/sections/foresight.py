@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.objective import LATENCY, MEMORY, SIZE, Objective, measured_objectives, quantity
+from autocompress.objective import LATENCY, MEMORY, SIZE, Objective, machine_of, measured_objectives, quantity
 from autocompress.record import Record
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
@@ -38,7 +38,7 @@ class Foresight(Section):
             key = f"expected_{name}_ratio"
             if not any(key in record.trial.proposal.attributes for record in told):
                 continue
-            title = " on ".join(filter(None, (_TITLES[quantity(name)], name.partition("@")[2])))
+            title = " on ".join(filter(None, (_TITLES[quantity(name)], machine_of(name))))
             expected = _numbers([record.trial.proposal.attributes.get(key) for record in told])
             found = _numbers([record.values[name] / max(baseline.values[name], 1e-12) for record in told])
             rows.append(_row(title, expected, found, "{:.1%}", share=True))

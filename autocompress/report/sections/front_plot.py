@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from autocompress.objective import LATENCY_RATIO, SIZE, on_machine
+from autocompress.objective import LATENCY_RATIO, SIZE, machine_of, on_machine, quantity
 from autocompress.point import Point, point_name
 from autocompress.report.facts import RunFacts
 from autocompress.report.figure import figure
@@ -42,8 +42,8 @@ def _name(key: str) -> str:
     >>> _name("size_ratio"), _name("latency_ratio@phone")
     ('size', 'latency on phone')
     """
-    what, _, machine = key.partition("@")
-    return what.removesuffix("_ratio") + (f" on {machine}" if machine else "")
+    machine = machine_of(key)
+    return quantity(key).removesuffix("_ratio") + (f" on {machine}" if machine else "")
 
 
 def _plot(facts: RunFacts, baseline: Point, key: str) -> str:
@@ -115,8 +115,7 @@ def _trace(
         "hovertemplate": "%{text}<extra></extra>",
     }
     if key != SIZE_RATIO:
-        machine = key.partition("@")[2]
-        measured = [point.latencies[machine] for point in points]
+        measured = [point.latencies[machine_of(key)] for point in points]
         trace["error_x"] = {
             "type": "data",
             "symmetric": False,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from autocompress.objective import latency_ratios
+from autocompress.objective import LATENCY_RATIO, on_each_machine
 from autocompress.plan import Scalar
 from autocompress.probe import Sensitivity
 from autocompress.report.facts import RunFacts
@@ -35,7 +35,8 @@ class SensitivityTable(Section):
             trace = traces.setdefault(label, {"x": [], "y": [], "text": []})
             trace["x"].append(escape(layer))
             trace["y"].append(max(LEAST, entry.divergence))
-            trace["text"].append(f"latency {', '.join(f'{ratio:.2f}×' for ratio in latency_ratios(entry.values))}")
+            ratios = on_each_machine(entry.values, LATENCY_RATIO).values()
+            trace["text"].append(f"latency {', '.join(f'{ratio:.2f}×' for ratio in ratios)}")
         data = [_trace(label, traces[label]) for label in sorted(traces)]
         plans = (*(record.plan for record in facts.records), *(entry.plan for entry in known))
         layers = [escape(layer) for layer in layer_order(plans)]
