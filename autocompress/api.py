@@ -530,7 +530,7 @@ class _Session:
             run=lambda trial, screen: pool.submit(worker.run, assignment, trial, screen),
             look=lambda probe: pool.submit(worker.look, assignment, probe),
             test_score=lambda record: pool.submit(worker.test_score, assignment, record),
-            device_score=lambda record: pool.submit(worker.device_score, assignment, record),
+            device_score=lambda record, limit_s: pool.submit(worker.device_score, assignment, record, limit_s),
             remeasure=lambda records, baseline, each_s: pool.submit(
                 worker.measure_together, assignment, records, baseline, each_s
             ),

@@ -190,13 +190,26 @@ class Confirmation:
 
 
 @dataclass(frozen=True)
+class TooSlow:
+    """A finished model was not scored by what the device computes, as that would have taken too long.
+
+    Args:
+        number: Number of the trial.
+        seconds: Wall time that it would have taken, about.
+    """
+
+    number: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class DeviceScore:
     """What a finished model scored by the outputs that the device computed.
 
     Args:
         number: Number of the trial.
-        score: The metric on validation data; None if the device can't run the model.
-        reason: Why it can't, in one line.
+        score: The metric on validation data; None if there is no score by what the device computes.
+        reason: Why there is none, in one line.
         seconds: Wall time that it took.
     """
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from autocompress.graph.view import LayerView
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import DeviceScore, Record, Remeasured, SplitScore, Trial
+from autocompress.record import DeviceScore, Record, Remeasured, SplitScore, TooSlow, Trial
 from autocompress.screen import Screen
 from autocompress.serialization import from_json, to_json
 from autocompress.space import SearchSpace
@@ -149,11 +149,11 @@ def test_score(assignment: Assignment, record: Record) -> SplitScore:
     return score_test(record, _bench(assignment))
 
 
-def device_score(assignment: Assignment, record: Record) -> DeviceScore:
-    """Score a finished model on validation data by what the device computes."""
+def device_score(assignment: Assignment, record: Record, limit_s: float) -> DeviceScore | TooSlow:
+    """Score a finished model on validation data by what the device computes, in so many seconds at most."""
     from autocompress.pipeline import score_on_device
 
-    return score_on_device(record, _bench(assignment))
+    return score_on_device(record, _bench(assignment), limit_s=limit_s)
 
 
 def measure_together(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
-from autocompress.data import Array, Batch, head
+from autocompress.data import Array, Batch, batch_size_of, head
 from autocompress.devices import Device, open_device
 from autocompress.formats import parity
 from autocompress.methods import Context
@@ -78,6 +78,11 @@ class Workbench:
     def context(self) -> Context:
         """What methods may look at."""
         return Context(self.task.examples, self.task.split("calibration"), self.target, loss=self.task.loss)
+
+    @cached_property
+    def validation_inferences(self) -> int:
+        """Inferences of the score on validation data; they are counted, since a loader need not know them."""
+        return sum(1 for _ in self.task.split("validation").batches(batch_size_of(self.task.examples)))
 
     @cached_property
     def probe_samples(self) -> Batch:

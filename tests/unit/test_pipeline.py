@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from autocompress.pipeline import (
 )
 from autocompress.pipeline.on_device import together
 from autocompress.plan import Plan, Recovery, Step
-from autocompress.record import TAKEN_UP, Record, SplitScore, Trial
+from autocompress.record import TAKEN_UP, Record, SplitScore, TooSlow, Trial
 from autocompress.recovery import Lessons, Recovered
 from autocompress.screen import Screen
 from autocompress.space import Int, SearchSpace
@@ -367,6 +368,34 @@ def test_a_slow_model_is_run_on_few_samples_at_a_time(
     slow = replace(baseline, values={**baseline.values, "latency_ms": 300.0})
     assert score_on_device(slow, bench).score == baseline.values["accuracy"]
     assert set(counts) == {100}, "each run half a minute"
+
+
+def test_scoring_on_a_device_that_is_too_slow_is_not_begun(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(FakeDevice, "run")
+    slow = replace(baseline, values={**baseline.values, "latency_ms": 300.0})
+    found = score_on_device(slow, bench, limit_s=10.0)
+    assert found == TooSlow(0, pytest.approx(0.3 * bench.validation_inferences))
+
+
+def test_scoring_on_the_device_is_given_up_once_it_shows_how_long_it_takes(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, run = [], FakeDevice.run
+
+    def slowly(self: FakeDevice, artifact: Artifact, inputs: Any, *, batch_size: int | None = None) -> Any:
+        ran.append(len(inputs[0]))
+        time.sleep(0.05)
+        return run(self, artifact, inputs, batch_size=batch_size)
+
+    monkeypatch.setattr(FakeDevice, "run", slowly)
+    monkeypatch.setattr("autocompress.pipeline.on_device.RUN_BYTES", bench.task.examples[0].nbytes)
+    limit_s = baseline.values["latency_ms"] / 1000 * bench.validation_inferences + 0.01
+    found = score_on_device(baseline, bench, limit_s=limit_s)
+    assert isinstance(found, TooSlow)
+    assert found.seconds > limit_s
+    assert ran == [1]
 
 
 @pytest.mark.parametrize("error", [MeasurementError("no kernel for Erf\nat all"), DeviceUnavailable("off")])
