@@ -181,6 +181,7 @@ def resume(
     trials: int | None = None,
     workers: int | None = None,
     executor: str = "processes",
+    score_on_device: bool | None = None,
     accept_changes: bool = False,
     observer: Observer | None = None,
 ) -> Run:
@@ -191,6 +192,8 @@ def resume(
         task: The task; by default from where the search took it.
         budget, trials, workers: New limits; by default those of the search. Time counts over all resumes.
         executor: As in `search`.
+        score_on_device: As in `search`; None for as the search was. A search that is complete needs a larger budget to
+            score its front, if it had one.
         accept_changes: Go on although model, data or metric are not those of the search.
         observer: As in `search`.
 
@@ -207,6 +210,7 @@ def resume(
         budget_s=_budget_s(budget, trials) if budget is not None else config.budget_s,
         trials=_positive("trials", trials) or config.trials,
         workers=config.workers if workers is None else _workers(workers, executor, config.profiles),
+        score_on_device=config.score_on_device if score_on_device is None else score_on_device,
     )
     with directory.locked():
         torn = directory.repair()
@@ -221,7 +225,8 @@ def resume(
         with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
             description = _describe(pool, source, config.space, interrupts, observer)
             _require_same(config, description, path, accept_changes=accept_changes)
-            if budget is None and trials is None and beat is not None and beat.status == "complete":
+            as_it_was = (budget, trials, score_on_device) == (None, None, None)
+            if as_it_was and beat is not None and beat.status == "complete":
                 return Run(directory.path)
             session = _Session(
                 directory=directory,

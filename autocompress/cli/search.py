@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from autocompress.point import Point
     from autocompress.run import Run
 
-_RESUMABLE = frozenset({"budget", "trials", "workers", "executor"})
+_RESUMABLE = frozenset({"budget", "trials", "workers", "executor", "score_on_device"})
 """What may change when a search goes on."""
 
 SMALL_LOSSES = (1, 2, 5)

@@ -256,10 +256,11 @@ def test_the_end_of_a_search_points_to_the_fastest_model_that_loses_little(
 def test_resume_hands_on_what_may_change(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resume = Calls(run)
     monkeypatch.setattr(api, "resume", resume)
-    words = ["--budget", "1h", "--trials", "9", "--workers", "1", "--accept-changes"]
+    words = ["--budget", "1h", "--trials", "9", "--workers", "1", "--score-on-device", "--accept-changes"]
     assert main(["search", "--resume", str(run.path), *words]) == 0
     assert resume.positional == (run.path,)
-    assert resume.options == {"task": None, "budget": "1h", "trials": 9, "workers": 1, "accept_changes": True}
+    numbers = {"budget": "1h", "trials": 9, "workers": 1}
+    assert resume.options == {"task": None, **numbers, "score_on_device": True, "accept_changes": True}
 
 
 @pytest.mark.parametrize("option", ["space", "hardware", "seed", "objectives", "constraints", "output", "strategy"])
