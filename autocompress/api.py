@@ -307,7 +307,7 @@ def apply(
     profiles = _profiles(hardware)
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
-        bench = Workbench(loaded, profiles[0], Path(folder), profiles[1:])
+        bench = Workbench(loaded, profiles, Path(folder))
         with _threads(_threads_per_trial(_workers(None, "processes", profiles))):
             return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
 
@@ -478,7 +478,7 @@ class _Session:
         original = self._survey.models[ORIGINAL]
         for choice, reason in choices_left_out(config.space, original, config.target).items():
             self._tell(config, f"not tried: {choice}: {reason}")
-        where = "any of the machines" if config.other_profiles else "this machine"
+        where = "any of the machines" if len(config.profiles) > 1 else "this machine"
         for policy, part in policies_left_out(config.space, plan, self._survey.models).items():
             self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on {where}")
         problem = Problem(
@@ -541,7 +541,7 @@ class _Session:
         from autocompress.worker import Assignment
 
         path = str(self._directory.path.resolve())
-        return Assignment(self._source, config.fingerprints["model"], config.profile, path, config.other_profiles)
+        return Assignment(self._source, config.fingerprints["model"], config.profiles, path)
 
     def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
         """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
@@ -632,8 +632,7 @@ def _config(request: _Request, description: Description, source: TaskSource) -> 
         direction=direction,
         fingerprints=description.fingerprints,
         space=request.space,
-        profile=request.profiles[0],
-        other_profiles=request.profiles[1:],
+        profiles=request.profiles,
         objectives=make_objectives(request.objectives, metric, direction, machines),
         constraints=constraints,
         strategy=request.strategy,

@@ -577,12 +577,11 @@ class SearchLoop:
             confirmation = Confirmation(
                 again.number,
                 score.values,
-                again.measurement,
+                again.measurements,
                 again.values,
                 test_fold_scores=score.fold_scores,
                 seconds=seconds,
                 believed=believed.get(again.number),
-                other_measurements=again.other_measurements,
             )
             self._directory.append(confirmation)
             self._confirmations.append(confirmation)

@@ -14,7 +14,8 @@ from autocompress.data import head
 from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, one_line
 from autocompress.formats import onnx_runtime, parity
 from autocompress.graph.inspect import used_layers
-from autocompress.pipeline.measuring import Measurements, measure, measured_untrained, split, values_of
+from autocompress.measurement import Measurements
+from autocompress.pipeline.measuring import measure, measured_untrained, values_of
 from autocompress.pipeline.models import build, finish, lower, steps_of
 from autocompress.pipeline.recovering import begin, forget_weights, recover_and_settle
 from autocompress.pipeline.stopwatch import Stopwatch
@@ -136,7 +137,6 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
         measured = measure(bench, [Artifact.of(path)])[0]
     baseline = screen.baseline if screen else None
     values = {bench.task.the_metric.name: score, **values_of(measured, path, baseline)}
-    measurement, others = split(measured)
     artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
     notes = _notes(plan, measured)
     return Record(
@@ -144,8 +144,7 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
         "complete",
         values=values,
         artifact=artifact,
-        measurement=measurement,
-        other_measurements=others,
+        measurements=measured,
         fold_scores=fold_scores,
         notes=notes,
         details=details,

@@ -50,7 +50,7 @@ def config(*, task: str = "digits", constraints: Sequence[str] = (), objectives:
         direction="maximize",
         fingerprints={"model": "0123456789abcdef"},
         space=SearchSpace("joint"),
-        profile=HardwareProfile("local", cpu="A Processor"),
+        profiles=(HardwareProfile("local", cpu="A Processor"),),
         objectives=make_objectives(objectives, "accuracy", "maximize"),
         constraints=tuple(Constraint.parse(text) for text in constraints),
         strategy="tpe",
@@ -94,7 +94,7 @@ def complete(number: int, plan: Plan, accuracy: float, latency: float, size: flo
         status="complete",
         values=values,
         artifact=Artifact(f"artifacts/{number}.onnx", "0" * 64, int(400_000 * size)),
-        measurement=measurement(latency),
+        measurements={"local": measurement(latency)},
         seconds={"build": 1.0, "train": 5.0},
         machine="bench",
     )
@@ -145,7 +145,7 @@ def records() -> tuple[Record, ...]:
 def confirmation(number: int, accuracy: float, ratio: float, values: Mapping[str, float] | None = None) -> Confirmation:
     """What the end of the search found of a model."""
     measured = values if values is not None else {"latency_ms": 0.8 * ratio, "latency_ratio": ratio}
-    return Confirmation(number, {"accuracy": accuracy}, measurement(ratio), measured)
+    return Confirmation(number, {"accuracy": accuracy}, {"local": measurement(ratio)}, measured)
 
 
 def on_device() -> tuple[DeviceScore, ...]:
