@@ -495,6 +495,7 @@ def test_a_file_may_name_several_machines_and_other_commands_take_the_first(proj
     config = find_config(project)
     assert config.hardware == [str(project / "boards" / "phone.yaml"), "local"]
     assert config.machine == str(project / "boards" / "phone.yaml")
+    assert config.machines == (config.machine, "local")
 
 
 def test_a_project_without_configuration_has_an_empty_one(project: Path) -> None:

@@ -166,6 +166,7 @@ def test_all_machines_are_shown(run: Run) -> None:
     assert "accuracy against latency on phone" in page
     assert "accuracy against latency on server" in page
     assert "lowest latency on server" in page
+    assert "phone (fake), server (fake) · " in page
     integers = next(record for record in RunDirectory(run.path).records() if "int8" in str(record.plan.steps))
     told = ", ".join(f"{integers.values[f'latency_ratio@{name}']:.2f}x" for name in BOTH)
     assert f"latency {told}, size" in (run.path / "log.txt").read_text(encoding="utf-8")

@@ -337,6 +337,22 @@ def test_the_machines_of_a_profile_are_listed(agent: Agent, tmp_path: Path, caps
     assert second.startswith(f"{NOBODY}: unavailable: no answer")
 
 
+def test_the_machines_of_all_profiles_are_listed(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, address in (("phone", agent.address), ("server", NOBODY)):
+        (tmp_path / f"{name}.yaml").write_text(f"device: remote\naddresses: ['{address}']\n")
+    (tmp_path / "autocompress.yaml").write_text("hardware: [phone.yaml, server.yaml, fake]\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["device", "list"]) == 0
+    phone, server, fake = capsys.readouterr().out.splitlines()
+    assert phone.startswith(f"phone: {agent.address}: free; ")
+    assert server.startswith(f"server: {NOBODY}: unavailable: no answer")
+    assert fake == "fake: its device is 'fake', which needs no agent"
+    assert main(["device", "list", "--hardware", "server.yaml", "--hardware", "fake"]) == 0
+    assert [line[:5] for line in capsys.readouterr().out.splitlines()] == ["serve", "fake:"]
+
+
 @pytest.mark.parametrize("words", [["list", "--hardware", "fake"], ["check", "fake"]])
 def test_a_profile_without_addresses_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["device", *words]) == 2
