@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
-from autocompress.data import head
+from autocompress.data import batch_size_of, head
 from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, one_line
 from autocompress.formats import onnx_runtime, parity
 from autocompress.graph.inspect import used_layers
@@ -175,7 +175,7 @@ def _parity(bench: Workbench, model: nn.Module, plain: ModelProto, graph: ModelP
         ConversionError: If they differ by more than rounding.
     """
     inputs = head(bench.task.split("validation"), PARITY_SAMPLES).samples.inputs
-    size = len(bench.task.examples[0])
+    size = batch_size_of(bench.task.examples)
     exported = onnx_runtime.predictor(plain)
     first = parity.compare(parity.torch_predictor(model), exported, inputs, batch_size=size)
     parity.require(first, parity.FLOAT_TOLERANCE, "ONNX export against torch")

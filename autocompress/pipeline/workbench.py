@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
-from autocompress.data import Array, Batch, head
+from autocompress.data import Array, Batch, batch_size_of, head
 from autocompress.devices import Device, open_device
 from autocompress.formats import parity
 from autocompress.methods import Context
@@ -75,13 +75,13 @@ class Workbench:
     @cached_property
     def probe_samples(self) -> Batch:
         """Calibration samples on which outputs are compared, a whole number of batches."""
-        size = len(self.task.examples[0])
+        size = batch_size_of(self.task.examples)
         samples = head(self.context.calibration, PROBE_SAMPLES).samples
         return samples[: max(size, len(samples) // size * size)]
 
     def probe_outputs(self, predict: Predict) -> Array:
         """What a model says to these samples."""
-        return parity.outputs_of(predict, self.probe_samples.inputs, batch_size=len(self.task.examples[0]))
+        return parity.outputs_of(predict, self.probe_samples.inputs, batch_size=batch_size_of(self.task.examples))
 
     @cached_property
     def original_outputs(self) -> Array:
