@@ -15,6 +15,8 @@ import pytest
 
 from autocompress.cli import main
 from autocompress.devices import open_device
+from autocompress.devices._client import AgentForgot, AgentLost
+from autocompress.devices._pool import Pool, Turn
 from autocompress.devices.agent.messages import Job
 from autocompress.devices.remote import RemoteDevice
 from autocompress.errors import DeviceUnavailable, InvalidInput, MeasurementError
@@ -177,6 +179,40 @@ def test_a_job_that_was_lost_on_a_machine_is_found_there_again(
     first, last = events
     assert first.startswith(f"machine {address} is lost: no answer")
     assert last == f"machine {address} is back"
+
+
+def test_a_machine_that_comes_back_with_a_model_that_fails_is_back(agent: Agent, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def deaf_at_first(method: str, path: str, answer: bytes) -> bytes | None:
+        asked.append(path)
+        return None if len(asked) == 1 else answer
+
+    with between(agent, deaf_at_first) as address:
+        device, events = remote(address, time_limit_s=1.0), list[str]()
+        device.tell = events.append
+        with pytest.raises(MeasurementError, match="not done within"):
+            device.measure([], artifact(tmp_path / "endless.onnx", endless()), examples=EXAMPLES)
+    lost, back = events
+    assert lost.startswith(f"machine {address} is lost: no answer")
+    assert back == f"machine {address} is back"
+
+
+@pytest.mark.parametrize(("error", "goes_on"), [(AgentForgot("no such job"), True), (AgentLost("no answer"), False)])
+def test_a_machine_that_was_started_anew_is_asked_again_and_a_lost_one_left_alone(
+    agent: Agent, error: Exception, goes_on: bool
+) -> None:
+    errors = [error]
+
+    def work(turn: Turn) -> str:
+        if errors:
+            raise errors.pop()
+        return turn.client.address
+
+    with between(agent, lambda method, path, answer: answer) as other:
+        pool = Pool(remote(agent.address, other).profile, tell=lambda event: None)
+        assert pool.somewhere(work) == other
+        assert pool.somewhere(work) == (agent.address if goes_on else other)
 
 
 @pytest.mark.parametrize(
