@@ -261,6 +261,16 @@ def test_outputs_that_are_no_arrays_are_refused(agent: Agent, tmp_path: Path, co
         remote(liar).run(model_file, EXAMPLES)
 
 
+def test_an_answer_without_an_end_is_refused(agent: Agent, tmp_path: Path) -> None:
+    model_file = artifact(tmp_path / "model.onnx", relu())
+
+    def lie(method: str, path: str, answer: bytes) -> bytes:
+        return answer + b" " * 2**24 if path.startswith("/v1/capabilities") else answer
+
+    with between(agent, lie) as liar, pytest.raises(DeviceUnavailable, match=rf"{liar}: .*more than 16777216 bytes"):
+        remote(liar).measure([], model_file, examples=EXAMPLES)
+
+
 def test_an_answer_about_another_job_is_refused(agent: Agent, tmp_path: Path) -> None:
     model_file = artifact(tmp_path / "model.onnx", relu())
 
