@@ -104,10 +104,11 @@ def search(
             "nsga2" or "random". These try the uniform policies of the space first; "guided" begins with two
             that need no training, and lets the others compete.
         objectives: Names of the metric, `latency_ms`, `size_bytes`, `peak_memory_bytes`; by default the first three.
-            With several machines `latency_ms@NAME` is that on one of them, and by default that on each is an objective.
-            For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"; a weight is
-            that of a percent of a cost or a point of a metric that is a share.
-        constraints: Such as "latency_ms<=5", "size_bytes<=0.3x", "accuracy>=baseline-1%".
+            With several machines `latency_ms` is that on each of them, an objective a machine, and `latency_ms@NAME`
+            that on one. For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"
+            (machines share it in equal parts); a weight is that of a percent of a cost or a point of a metric that is a
+            share.
+        constraints: Such as "latency_ms<=5" (on each machine), "size_bytes<=0.3x", "accuracy>=baseline-1%".
         max_drop: Largest loss of the metric against the baseline that a model of the front may have: in points
             (hundredths) for metrics that are shares, in percent of the baseline's value for others.
         workers: Trials at the same time; by default one for each core, as far as memory allows.

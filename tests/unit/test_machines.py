@@ -83,6 +83,23 @@ def test_a_machine_that_is_not_measured_on_is_refused_by_name() -> None:
         Constraint.parse("latency_ms@phone<=50%")
 
 
+def test_a_latency_without_a_machine_is_that_on_each() -> None:
+    weighted = make_objectives(("accuracy:10", "latency_ms:1"), "accuracy", "maximize", BOTH)
+    assert {one.name: one.weight for one in weighted} == {
+        "accuracy": 10.0,
+        "latency_ms@phone": 0.5,
+        "latency_ms@server": 0.5,
+    }
+    with pytest.raises(InvalidInput, match="'latency_ms@phone' is given 2 times"):
+        make_objectives(("accuracy", "latency_ms", "latency_ms@phone"), "accuracy", "maximize", BOTH)
+    known = tuple(one.name for one in measured_objectives(BOTH))
+    assert [str(one) for one in parse_constraints(("latency_ms<=0.5x", "size_bytes<=5"), known)] == [
+        "latency_ms@phone<=0.5x",
+        "latency_ms@server<=0.5x",
+        "size_bytes<=5",
+    ]
+
+
 def test_intervals_of_a_latency_are_those_of_its_machine() -> None:
     objectives = make_objectives((), "accuracy", "maximize", BOTH)
     sharp = Measurement(1.0, 1.0, (0.999, 1.001), 1.0, 1.0, 1.0, 1, 0, 1, "test")
@@ -176,6 +193,15 @@ def test_a_constraint_on_one_machine_holds_there(tmp_path: Path) -> None:
     run = search(tmp_path / "run", trials=4, constraints=("latency_ms@server<=0.9x",))
     assert run.points
     assert all(point.machines["server"].latency_ratio <= 0.9 for point in run.points if point.number)
+
+
+def test_weights_and_constraints_without_a_machine_are_those_of_all(tmp_path: Path) -> None:
+    asked = {"objectives": ("accuracy:10", "latency_ms:1"), "constraints": ("latency_ms<=0.9x",)}
+    run = search(tmp_path / "run", trials=4, **asked)
+    assert [one.name for one in run.config.objectives] == ["accuracy", "latency_ms@phone", "latency_ms@server"]
+    assert run.points
+    assert all(one.latency_ratio <= 0.9 for point in run.points for one in point.machines.values())
+    assert run.pick() in run.points
 
 
 def test_a_search_may_have_three_machines(tmp_path: Path) -> None:
