@@ -104,10 +104,11 @@ def search(
             "nsga2" or "random". These try the uniform policies of the space first; "guided" begins with two
             that need no training, and lets the others compete.
         objectives: Names of the metric, `latency_ms`, `size_bytes`, `peak_memory_bytes`; by default the first three.
-            With several machines `latency_ms@NAME` is that on one of them, and by default that on each is an objective.
-            For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"; a weight is
-            that of a percent of a cost or a point of a metric that is a share.
-        constraints: Such as "latency_ms<=5", "size_bytes<=0.3x", "accuracy>=baseline-1%".
+            With several machines `latency_ms` is that on each of them, an objective a machine, and `latency_ms@NAME`
+            that on one. For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"
+            (machines share it in equal parts); a weight is that of a percent of a cost or a point of a metric that is a
+            share.
+        constraints: Such as "latency_ms<=5" (on each machine), "size_bytes<=0.3x", "accuracy>=baseline-1%".
         max_drop: Largest loss of the metric against the baseline that a model of the front may have: in points
             (hundredths) for metrics that are shares, in percent of the baseline's value for others.
         workers: Trials at the same time; by default one for each core, as far as memory allows.
@@ -312,7 +313,7 @@ def apply(
     profiles = _profiles(hardware)
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
-        bench = Workbench(loaded, profiles[0], Path(folder), profiles[1:])
+        bench = Workbench(loaded, profiles, Path(folder))
         with _threads(_threads_per_trial(_workers(None, "processes", profiles))):
             return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
 
@@ -483,7 +484,7 @@ class _Session:
         original = self._survey.models[ORIGINAL]
         for choice, reason in choices_left_out(config.space, original, config.target).items():
             self._tell(config, f"not tried: {choice}: {reason}")
-        where = "any of the machines" if config.other_profiles else "this machine"
+        where = "any of the machines" if len(config.profiles) > 1 else "this machine"
         for policy, part in policies_left_out(config.space, plan, self._survey.models).items():
             self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on {where}")
         problem = Problem(
@@ -546,7 +547,7 @@ class _Session:
         from autocompress.worker import Assignment
 
         path = str(self._directory.path.resolve())
-        return Assignment(self._source, config.fingerprints["model"], config.profile, path, config.other_profiles)
+        return Assignment(self._source, config.fingerprints["model"], config.profiles, path)
 
     def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
         """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
@@ -637,8 +638,7 @@ def _config(request: _Request, description: Description, source: TaskSource) -> 
         direction=direction,
         fingerprints=description.fingerprints,
         space=request.space,
-        profile=request.profiles[0],
-        other_profiles=request.profiles[1:],
+        profiles=request.profiles,
         objectives=make_objectives(request.objectives, metric, direction, machines),
         constraints=constraints,
         strategy=request.strategy,

@@ -154,8 +154,7 @@ def confirmed(records: Sequence[Record], confirmations: Sequence[Confirmation]) 
         replace(
             record,
             values={**record.values, **latest[record.number].values},
-            measurement=latest[record.number].measurement,
-            other_measurements=latest[record.number].other_measurements,
+            measurements=latest[record.number].measurements,
         )
         if record.number in latest
         else record

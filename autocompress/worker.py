@@ -26,21 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Task, machine and run directory of a search, small enough to go with every call.
+    """Task, machines and run directory of a search, small enough to go with every call.
 
     Args:
         source: The task.
         weights: Digest of its model's weights.
-        profile: The machine.
+        profiles: The machines, at least one.
         directory: The run directory.
-        other_profiles: Further machines to measure on.
     """
 
     source: TaskSource
     weights: str
-    profile: HardwareProfile
+    profiles: tuple[HardwareProfile, ...]
     directory: str
-    other_profiles: tuple[HardwareProfile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,11 +169,10 @@ def _bench_of(source: TaskSource, weights: str, profiles: tuple[str, ...], direc
 
     task = source.load()
     task.require_weights(weights)
-    first, *others = (from_json(HardwareProfile, profile) for profile in profiles)
-    return Workbench(task, first, Path(directory), tuple(others))
+    return Workbench(task, tuple(from_json(HardwareProfile, profile) for profile in profiles), Path(directory))
 
 
 def _bench(assignment: Assignment) -> Workbench:
     """The workbench of an assignment, kept warm between calls."""
-    profiles = tuple(map(to_json, (assignment.profile, *assignment.other_profiles)))  # which can be hashed
+    profiles = tuple(map(to_json, assignment.profiles))  # which can be hashed
     return _bench_of(assignment.source, assignment.weights, profiles, assignment.directory)

@@ -154,12 +154,11 @@ class Confirming:
                 Confirmation(
                     again.number,
                     score.values,
-                    again.measurement,
+                    again.measurements,
                     again.values,
                     test_fold_scores=score.fold_scores,
                     seconds=seconds,
                     believed=believed.get(again.number),
-                    other_measurements=again.other_measurements,
                 )
             )
         self._findings.renew_front()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from autocompress.artifact import Artifact
 from autocompress.data import head
 from autocompress.formats import onnx_runtime
-from autocompress.measurement import Measurement
+from autocompress.measurement import Measurement, Measurements
 from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, SIZE, on_machine
 from autocompress.pipeline.models import finish, lower, settle
 from autocompress.pipeline.workbench import Workbench
@@ -28,10 +28,6 @@ QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
 """How untrained models are measured: enough to tell 5 % apart."""
 
 
-Measurements = dict[str, Measurement]
-"""Of one model, by the name of the machine's profile, the first machine first."""
-
-
 def measure(
     bench: Workbench, artifacts: Sequence[Artifact], protocol: Callable[[Protocol], Protocol] = lambda usual: usual
 ) -> tuple[Measurements, ...]:
@@ -42,7 +38,7 @@ def measure(
         artifacts: Model files.
         protocol: What is to be done, from what a machine's profile says.
     """
-    found: tuple[Measurements, ...] = tuple({} for _ in artifacts)
+    found: tuple[dict[str, Measurement], ...] = tuple({} for _ in artifacts)
     for device in bench.devices:
         measured = device.measure(
             artifacts,
@@ -150,12 +146,5 @@ def remeasure(
         values: dict[str, float] = {}
         for name, measurement in _named(measured):
             values |= _latency(name, measurement, baseline)
-        first, others = split(measured)
-        found.append(Remeasured(record.number, first, others, values))
+        found.append(Remeasured(record.number, measured, values))
     return tuple(found)
-
-
-def split(measured: Measurements) -> tuple[Measurement, Measurements]:
-    """The measurement on the first machine, and those on the others."""
-    (_, first), *others = measured.items()
-    return first, dict(others)

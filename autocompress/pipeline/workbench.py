@@ -34,15 +34,13 @@ class Workbench:
 
     Args:
         task: Model, data and metric.
-        profile: The machine.
+        profiles: The machines, at least one; values of the first have no machine in their names.
         directory: The run directory; model files go to `artifacts/` in it.
-        other_profiles: Further machines that models are measured on.
     """
 
     task: Task
-    profile: HardwareProfile
+    profiles: tuple[HardwareProfile, ...]
     directory: Path
-    other_profiles: tuple[HardwareProfile, ...] = ()
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -56,14 +54,9 @@ class Workbench:
 
         return Lessons(self.task, self.teacher)
 
-    @property
-    def profiles(self) -> tuple[HardwareProfile, ...]:
-        """All machines, the first one first."""
-        return (self.profile, *self.other_profiles)
-
     @cached_property
     def devices(self) -> tuple[Device, ...]:
-        """What measures: the machine, and the others; what happens to machines goes to the run's log."""
+        """What measures, in the order of the machines; what happens to machines goes to the run's log."""
         devices = tuple(map(open_device, self.profiles))
         for device in devices:
             device.tell = RunDirectory(self.directory).log
@@ -87,13 +80,13 @@ class Workbench:
     @cached_property
     def probe_samples(self) -> Batch:
         """Calibration samples on which outputs are compared, a whole number of batches."""
-        size = len(self.task.examples[0])
+        size = batch_size_of(self.task.examples)
         samples = head(self.context.calibration, PROBE_SAMPLES).samples
         return samples[: max(size, len(samples) // size * size)]
 
     def probe_outputs(self, predict: Predict) -> Array:
         """What a model says to these samples."""
-        return parity.outputs_of(predict, self.probe_samples.inputs, batch_size=len(self.task.examples[0]))
+        return parity.outputs_of(predict, self.probe_samples.inputs, batch_size=batch_size_of(self.task.examples))
 
     @cached_property
     def original_outputs(self) -> Array:

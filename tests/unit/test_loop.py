@@ -72,7 +72,7 @@ class Bench:
             direction="maximize",
             fingerprints={},
             space=SearchSpace("test"),
-            profile=HardwareProfile("test"),
+            profiles=(HardwareProfile("test"),),
             objectives=make_objectives((), "accuracy", "maximize"),
             constraints=(),
             strategy="listed",
@@ -95,7 +95,7 @@ class Bench:
         path = self.directory.path / "artifacts" / f"{trial.plan.digest}.onnx"
         path.write_bytes(trial.plan.digest.encode())
         artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
-        return Record(trial, "complete", values=values, artifact=artifact, measurement=MEASURED)
+        return Record(trial, "complete", values=values, artifact=artifact, measurements={"test": MEASURED})
 
     def improving(self, trial: Trial) -> Record:
         """Each trial faster and less accurate than the one before."""
@@ -141,7 +141,9 @@ class Bench:
     ) -> Future[tuple[Remeasured, ...]]:
         return done(
             tuple(
-                Remeasured(r.number, MEASURED, {}, {name: r.values[name] for name in ("latency_ms", "latency_ratio")})
+                Remeasured(
+                    r.number, {"test": MEASURED}, {name: r.values[name] for name in ("latency_ms", "latency_ratio")}
+                )
                 for r in records
             )
         )
@@ -620,7 +622,7 @@ def test_a_device_that_is_lost_ends_the_scoring_but_not_the_search_and_is_tried_
 
 def test_a_pool_scores_as_many_models_at_one_time_as_it_has_machines(tmp_path: Path) -> None:
     pool = HardwareProfile("pool", device="remote", addresses=("http://a:1", "http://b:1", "http://c:1"))
-    bench = Bench(tmp_path / "run", score_on_device=True, profile=pool, workers=2)
+    bench = Bench(tmp_path / "run", score_on_device=True, profiles=(pool,), workers=2)
     failing(bench, DeviceUnavailable("the board is off"), 1)
     bench.run(Listed(plans(3)))
     assert bench.scored_on_device == [0, 1, 2], "two workers"
