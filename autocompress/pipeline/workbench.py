@@ -62,6 +62,12 @@ class Workbench:
             device.tell = RunDirectory(self.directory).log
         return devices
 
+    @property
+    def places(self) -> tuple[tuple[Device, ...], ...]:
+        """The devices by where they are: those of one place are profiles of one machine, or of one pool of machines."""
+        addresses = dict.fromkeys(profile.addresses for profile in self.profiles)
+        return tuple(tuple(one for one in self.devices if one.profile.addresses == place) for place in addresses)
+
     @cached_property
     def target(self) -> HardwareProfile:
         """What models are made for."""

@@ -654,7 +654,7 @@ def test_nothing_of_the_budget_is_kept_for_a_device_that_is_too_slow(tmp_path: P
 def test_what_one_machine_scored_is_kept_where_another_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autocompress.loop.waiting.GRACE_S", -45.0)
     pool = HardwareProfile("pool", device="remote", addresses=("http://a:1", "http://b:1"))
-    bench = Bench(tmp_path / "run", score_on_device=True, profile=pool, workers=2, budget_s=60.0)
+    bench = Bench(tmp_path / "run", score_on_device=True, profiles=(pool,), workers=2, budget_s=60.0)
     score = bench._device_score
     bench._device_score = lambda record, limit_s: (  # type: ignore[method-assign]
         Future() if record.number == 1 else score(record, limit_s)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 
 import autocompress
-from autocompress.devices import resolve_profile
+from autocompress.artifact import Artifact
+from autocompress.devices import Device, resolve_profile
+from autocompress.devices.fake import FakeDevice
+from autocompress.devices.remote import RemoteDevice
 from autocompress.errors import InvalidInput, UnknownName
 from autocompress.front import told_apart
 from autocompress.measurement import Measurement
 from autocompress.objective import Constraint, is_measured, make_objectives, measured_objectives, parse_constraints
+from autocompress.pipeline import Workbench, measuring
 from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile, made_for
 from autocompress.record import Record, Trial
@@ -255,3 +262,27 @@ def test_machines_that_can_not_be_told_apart_are_refused(
     with pytest.raises(InvalidInput, match=message):
         search(tmp_path / "run", hardware=profiles)
     assert not (tmp_path / "run").exists()
+
+
+def test_machines_elsewhere_measure_at_the_same_time_and_profiles_of_one_place_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = [HardwareProfile(name, device="fake") for name in ("one", "two")]
+    there = HardwareProfile("there", device="remote", addresses=("http://board:1",))
+    bench = Workbench(task, (*here, there), tmp_path)
+    together, order = Barrier(2), list[str]()
+
+    def measure(device: Device, artifacts: Sequence[Artifact], *_: object, **__: object) -> Any:
+        order.append(device.profile.name)
+        if device.profile.name != "two":
+            together.wait(timeout=60)
+        return tuple(f"{device.profile.name}{index}" for index, _ in enumerate(artifacts))
+
+    for kind in (FakeDevice, RemoteDevice):
+        monkeypatch.setattr(kind, "measure", measure)
+    monkeypatch.setattr(Workbench, "reference", None)
+    found: Any = measuring.measure(bench, [Artifact("a", "0" * 64, 1), Artifact("b", "1" * 64, 1)])
+    assert [list(one.items()) for one in found] == [
+        [(name, f"{name}{index}") for name in ("one", "two", "there")] for index in range(2)
+    ]
+    assert order.index("two") > order.index("one")
