@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from autocompress.measurement import Measurement
-from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, on_each_machine, on_machine
+from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, machine_of, on_each_machine, on_machine, quantity
 from autocompress.plan import ORIGINAL, Plan, Step
 from autocompress.record import Confirmation, DeviceScore, Record
 
@@ -135,6 +136,25 @@ class Point:
             interval |= {on_machine(key, name): bound for key, bound in bounds}
         why = {"device_reason": self.device_reason} if self.device_reason else {}
         return {"name": self.name, **self.values(), **whole, **interval, **why, "file": self.file, "plan": self.plan}
+
+
+def ties(a: Point, b: Point, latency: str) -> bool:
+    """True if two models can't be told apart by a latency; never by a value that is no latency.
+
+    Args:
+        a, b: The models.
+        latency: What the latency, or its ratio, is called; without a machine's name it is that on all.
+    """
+    if quantity(latency) not in (LATENCY, LATENCY_RATIO):
+        return False
+    machines = [machine_of(latency)] if machine_of(latency) else [*a.latencies]
+    return all(_near(a.latencies[machine], b.latencies[machine]) for machine in machines)
+
+
+def _near(a: Point | OnMachine, b: Point | OnMachine) -> bool:
+    """Whether two ratios differ by no more than their measurements leave open."""
+    halves = [(high - low) / 2 for low, high in (a.latency_ratio_interval, b.latency_ratio_interval)]
+    return abs(a.latency_ratio - b.latency_ratio) <= math.hypot(*halves)
 
 
 def as_csv(points: Sequence[Point]) -> str:

@@ -19,7 +19,7 @@ from autocompress.objective import (
     quantity,
     weighted_change,
 )
-from autocompress.point import Point, summarize
+from autocompress.point import Point, summarize, ties
 from autocompress.record import Record
 from autocompress.report.table import Column, point_columns, with_misses
 from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus
@@ -107,7 +107,7 @@ class Run:
                 sequence or joined by commas. With several machines a latency without a name has to obey on each.
             best: The value that decides among those left; by default the weights of the objectives if the search had
                 some, else the first objective. With several machines a latency without a name is the geometric mean
-                over all of them.
+                over all of them. Of models whose latencies can't be told apart it is the smallest.
             output: Where to copy the ONNX file, with the plan beside it as JSON; or a folder that exists.
 
         Returns:
@@ -179,7 +179,9 @@ class Run:
             values = point.values()
             return sign * over_machines(values, name), over_machines(values, LATENCY_RATIO), point.size_bytes
 
-        return min(having, key=rank)
+        first = min(having, key=rank)
+        as_fast = [point for point in having if ties(point, first, name)]
+        return min(as_fast, key=lambda point: (point.size_bytes, *rank(point)), default=first)
 
     def _first_objective(self, known: Sequence[str]) -> str:
         """Its name, without a machine where it is an objective on all of them."""

@@ -233,6 +233,8 @@ def _connection() -> Iterator[None]:
                 f"its certificate is not believed: {error}; give the authority's as certificate"
             ) from error
         raise AgentLost(f"no answer: {type(error).__name__}: {error}") from error
+    except httpx.DecodingError as error:
+        raise AgentRefuses(f"its answer can't be read: {error}") from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

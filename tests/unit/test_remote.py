@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,27 @@ def test_an_answer_without_an_end_is_refused(agent: Agent, tmp_path: Path) -> No
 
     with between(agent, lie) as liar, pytest.raises(DeviceUnavailable, match=rf"{liar}: .*more than 16777216 bytes"):
         remote(liar).measure([], model_file, examples=EXAMPLES)
+
+
+class Garbled(BaseHTTPRequestHandler):
+    """Answers with what is not compressed as it says."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        self.wfile.write(b"not compressed at all")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_an_answer_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
+    model_file = artifact(tmp_path / "model.onnx", relu())
+    with ThreadingHTTPServer(("127.0.0.1", 0), Garbled) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(DeviceUnavailable, match="its answer can't be read"):
+            remote(f"http://127.0.0.1:{server.server_port}").measure([], model_file, examples=EXAMPLES)
+        server.shutdown()
 
 
 def test_an_answer_about_another_job_is_refused(agent: Agent, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import config, make_run, on_two_machines, scored_on_device
+from synthetic import PRUNED, complete, config, make_run, on_two_machines, scored_on_device
 
 from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
-from autocompress.plan import Plan
+from autocompress.plan import Plan, Recovery
 from autocompress.record import DeviceScore
 from autocompress.run import Run
 from autocompress.run_directory import RunDirectory
@@ -116,6 +116,17 @@ def test_pick_knows_the_direction_of_a_metric_that_was_not_searched(tmp_path: Pa
     made = replace(config(objectives=("latency_ms", "size_bytes")), is_percentage=False, direction="minimize")
     run = Run(make_run(tmp_path / "run", config=made).path)
     assert run.pick(best="accuracy").validation["accuracy"] == min(p.validation["accuracy"] for p in run.points)
+
+
+def test_of_models_whose_latencies_can_not_be_told_apart_the_smallest_is_picked(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "run", confirm=False)
+    directory.append(complete(9, replace(PRUNED, recovery=Recovery(epochs=5)), 0.947, 0.31, 0.1))
+    directory.append(complete(10, replace(PRUNED, recovery=Recovery(epochs=6)), 0.946, 0.35, 0.05))
+    run = Run(directory.path)
+    assert {9, 10} < {point.number for point in run.points}
+    assert run.pick(best="latency_ms").number == 9, "3 is faster by what may be noise, 10 is slower"
+    assert run.pick(best="latency_ratio").number == 9
+    assert run.pick(best="size_bytes").number == 10
 
 
 def test_pick_copies_the_model_with_its_plan(run: Run, tmp_path: Path) -> None:
