@@ -39,7 +39,8 @@ class SensitivityTable(Section):
             trace["text"].append(f"latency {', '.join(f'{ratio:.2f}×' for ratio in ratios)}")
         data = [_trace(label, traces[label]) for label in sorted(traces)]
         plans = (*(record.plan for record in facts.records), *(entry.plan for entry in known))
-        layers = [escape(layer) for layer in layer_order(plans)]
+        changed = {_change(entry)[1] for entry in known}
+        layers = [escape(layer) for layer in layer_order(plans) if layer in changed]
         layout = {
             "xaxis": {"type": "category", "categoryorder": "array", "categoryarray": layers}
             | {"automargin": True, "tickangle": -60},
