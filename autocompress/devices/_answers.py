@@ -12,7 +12,7 @@ from autocompress.artifact import Artifact
 from autocompress.devices._footprint import Footprint
 from autocompress.devices._measuring import Answer
 from autocompress.errors import DeviceUnavailable, MeasurementError
-from autocompress.measurement import Measurement, Samples, ratio_interval, repeatable
+from autocompress.measurement import Measurement, Samples, ratio_interval, repeatable, undisturbed
 from autocompress.profile import Protocol
 
 
@@ -62,10 +62,8 @@ def require_fit(answer: Answer, *, timed: int, weighed: int) -> None:
         for blocks in (samples.cpu_ms, samples.wall_ms):
             if not blocks or not all(blocks):
                 raise ValueError("times without a block, or with an empty one")
-            if not all(math.isfinite(ms) and ms >= 0 for block in blocks for ms in block):
-                raise ValueError("times that are no numbers from 0 up")
-        if not all(np.median(block) for blocks in (samples.cpu_ms, samples.wall_ms) for block in blocks):
-            raise ValueError("a block with mostly times of 0")
+            if not all(math.isfinite(ms) and ms > 0 for block in blocks for ms in block):
+                raise ValueError("times that are no numbers above 0")
     if not all(math.isfinite(ms) and ms >= 0 for ms in answer.session_ms):
         raise ValueError("load times that are no numbers from 0 up")
     if not all(mj is None or (math.isfinite(mj) and mj >= 0) for mj in answer.energy_mj):
@@ -133,7 +131,7 @@ def _measurement(
     cpu, wall = np.concatenate(samples.cpu_ms), np.concatenate(samples.wall_ms)
     p50, p95, p99 = np.percentile(wall, (50, 95, 99))
     return Measurement(
-        latency_ms=float(np.median(np.concatenate(times))),
+        latency_ms=undisturbed(times),
         latency_ratio=ratio,
         latency_ratio_interval=repeatable(ratio, interval),
         wall_p50_ms=float(p50),

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
-import numpy as np
 from pydantic import ConfigDict
 
 from autocompress.devices._energy import POWERCAP, Counter, find_counters, read, spent_uj
@@ -32,7 +31,7 @@ from autocompress.devices._session import (
     runtime_errors,
 )
 from autocompress.errors import AutocompressError
-from autocompress.measurement import Samples, ratio_interval
+from autocompress.measurement import Blocks, Samples, ratio_interval
 from autocompress.profile import Protocol
 from autocompress.serialization import from_json, to_json
 
@@ -85,7 +84,6 @@ class Subject:
         session_ms: What loading it took.
         counters: Of energy, none where the machine does not tell.
         cpu, wall: Nanoseconds of its inferences, one list a block.
-        medians: Nanoseconds of the median inference of each block, by the clock that counts.
         spent_s: Seconds of all its inferences, by that clock.
         energy_uj: What all its blocks took by the counters.
     """
@@ -98,9 +96,13 @@ class Subject:
     counters: tuple[Counter, ...] = ()
     cpu: list[list[int]] = field(default_factory=list)
     wall: list[list[int]] = field(default_factory=list)
-    medians: list[float] = field(default_factory=list)
     spent_s: float = 0.0
     energy_uj: int = 0
+
+    @property
+    def counted(self) -> list[list[int]]:
+        """Its times by the clock that counts."""
+        return self.cpu if self.clock == "cpu_ms" else self.wall
 
     @property
     def energy_mj(self) -> float | None:
@@ -122,9 +124,7 @@ class Subject:
         self.energy_uj += spent_uj(self.counters, before, read(self.counters))
         self.cpu.append(cpu)
         self.wall.append(wall)
-        counted = cpu if self.clock == "cpu_ms" else wall
-        self.medians.append(float(np.median(counted)))
-        self.spent_s += sum(counted) / 1e9
+        self.spent_s += sum(self.counted[-1]) / 1e9
 
     def warm_up(self, protocol: Protocol) -> float:
         """Run the model until it is warm or has used up `max_cpu_s`; the shortest time of one inference, in ms."""
@@ -132,8 +132,8 @@ class Subject:
             self.run_block(1)
             if self.spent_s >= protocol.max_cpu_s:
                 break
-        shortest_ms = min(self.medians) / 1e6
-        self.cpu, self.wall, self.medians, self.spent_s, self.energy_uj = [], [], [], 0.0, 0
+        shortest_ms = min(map(min, self.counted)) / 1e6
+        self.cpu, self.wall, self.spent_s, self.energy_uj = [], [], 0.0, 0
         return shortest_ms
 
 
@@ -157,31 +157,43 @@ def time_models(subjects: Sequence[Subject], protocol: Protocol) -> None:
 
 
 def _is_enough(subjects: Sequence[Subject], protocol: Protocol) -> bool:
-    rounds = len(subjects[0].medians)
+    rounds = len(subjects[0].counted)
     if rounds < FEWEST_ROUNDS:
         return False
     if max(subject.spent_s for subject in subjects) >= protocol.max_cpu_s:
         return True
-    if rounds < TRUSTED_ROUNDS or min(subject.spent_s for subject in subjects) < protocol.min_cpu_s:
+    if not _is_worth_a_look(rounds) or min(subject.spent_s for subject in subjects) < protocol.min_cpu_s:
         return False
     reference, *candidates = subjects
     return all(_half_width(subject, reference) <= protocol.interval for subject in candidates or [reference])
 
 
+def _is_worth_a_look(rounds: int) -> bool:
+    """True when an eighth more rounds have come since the last look at the interval, from `TRUSTED_ROUNDS` on.
+
+    A look resamples some hundred times of each model, which takes about as long as a short block.
+
+    >>> [rounds for rounds in range(40) if _is_worth_a_look(rounds)]
+    [8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 27, 30, 32, 36]
+    """
+    return rounds >= TRUSTED_ROUNDS and rounds % (rounds // TRUSTED_ROUNDS) == 0
+
+
 def _half_width(candidate: Subject, reference: Subject) -> float:
-    """Relative half width of the 95 % interval of the ratio of two models."""
-    ratio, (low, high) = ratio_interval(_medians(candidate), _medians(reference))
+    """Relative half width of the 95 % interval of the ratio of two models, from what a record would hold of them."""
+    ratio, (low, high) = ratio_interval(_thinned(candidate.counted), _thinned(reference.counted))
     return max(high - ratio, ratio - low) / ratio
 
 
-def _medians(subject: Subject) -> tuple[tuple[float, ...], ...]:
-    return tuple((median,) for median in subject.medians)
-
-
-def _in_record(blocks: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
-    """Times in milliseconds, thinned evenly and rounded to five digits, so that records stay small."""
+def _thinned(blocks: Sequence[Sequence[float]]) -> Blocks:
+    """Times evenly spaced among many."""
     kept = spaced(blocks, BLOCKS_KEPT)
-    return tuple(tuple(float(f"{ns / 1e6:.5g}") for ns in spaced(block, SAMPLES_KEPT // len(kept))) for block in kept)
+    return tuple(tuple(spaced(block, SAMPLES_KEPT // len(kept))) for block in kept)
+
+
+def _in_record(blocks: Sequence[Sequence[int]]) -> Blocks:
+    """Times in milliseconds, thinned and rounded to five digits, so that records stay small."""
+    return tuple(tuple(float(f"{ns / 1e6:.5g}") for ns in block) for block in _thinned(blocks))
 
 
 def spaced(items: Sequence[T], most: int) -> Sequence[T]:
