@@ -28,6 +28,14 @@ BETWEEN_PROCESSES = 0.007
 """Relative standard deviation by which a ratio differs from one process to the next beyond what its blocks tell, since
 code and tensors lie elsewhere in memory; found in `experiments/repeatability`."""
 
+DISTURBED = 0.03
+"""By how much longer a reference may take than it is known to take undisturbed, relative, until all that is measured
+beside it counts as disturbed; others stay within 1.3 %, found in `experiments/repeatability`."""
+
+BESIDE_DISTURBANCE = 0.25
+"""Relative standard deviation of a ratio whose reference was disturbed: what holds a machine for all of a reading slows
+models by different factors. Ratios were off by 8 to 47 % then, found in `experiments/repeatability`."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -52,7 +60,8 @@ class Measurement:
             records that are older than that): thread-CPU time for one thread of the processor itself, wall time for
             several threads and for accelerators.
         latency_ratio: That over the reference's, both from this measurement.
-        latency_ratio_interval: 95 % interval of that ratio, from resampled blocks and `BETWEEN_PROCESSES`.
+        latency_ratio_interval: 95 % interval of that ratio, from resampled blocks and `BETWEEN_PROCESSES`, and from
+            `BESIDE_DISTURBANCE` where there was one.
         wall_p50_ms, wall_p95_ms, wall_p99_ms: Percentiles of the wall time; 0 for the last in records that are older
             than it.
         contention: Wall time over CPU time; above about 1.1 other work held the processor, or an accelerator worked.
@@ -67,6 +76,8 @@ class Measurement:
         batch_size: Samples of one inference.
         energy_mj: Millijoules of one inference in the mean, by the counters of the processor: of all packages, with
             idle power and whatever else ran there. None where the machine does not tell, or an accelerator works.
+        disturbance: By how much longer the reference took than it is known to take undisturbed, relative; 0 where that
+            is within `DISTURBED`, or no earlier measurement is known.
         samples, reference_samples: The times behind the numbers, whole blocks, thinned where there are many.
     """
 
@@ -88,6 +99,7 @@ class Measurement:
     session_ms: float = 0.0
     energy_mj: float | None = None
     batch_size: int = 1
+    disturbance: float = 0.0
 
     @property
     def throughput_per_s(self) -> float:
@@ -137,12 +149,29 @@ def _redrawn(times: Blocks, resamples: int, rng: np.random.Generator) -> npt.NDA
     return between
 
 
-def repeatable(ratio: float, interval: tuple[float, float]) -> tuple[float, float]:
+def disturbance(undisturbed_ms: float, known_ms: float) -> float:
+    """By how much longer than it is known to take a model took, relative; 0 within `DISTURBED`, or if nothing is known.
+
+    Args:
+        undisturbed_ms: Its undisturbed time by its own measurement.
+        known_ms: By earlier ones; 0 if there are none.
+
+    >>> disturbance(0.75, 0.5), disturbance(0.51, 0.5), disturbance(0.75, 0.0)
+    (0.5, 0.0, 0.0)
+    """
+    excess = undisturbed_ms / known_ms - 1 if known_ms else 0.0
+    return excess if excess > DISTURBED else 0.0
+
+
+def repeatable(ratio: float, interval: tuple[float, float], *, is_disturbed: bool = False) -> tuple[float, float]:
     """The 95 % interval in which ratios of other processes are expected, from that of one.
+
+    Spreads are added up on a logarithmic scale, since they are factors: even the widest interval is above 0.
 
     >>> low, high = repeatable(0.5, (0.49, 0.5))
     >>> round(low, 4), round(high, 4)
     (0.4879, 0.5069)
     """
-    spread = 1.96 * BETWEEN_PROCESSES * ratio
-    return ratio - math.hypot(ratio - interval[0], spread), ratio + math.hypot(interval[1] - ratio, spread)
+    spread = 1.96 * math.hypot(BETWEEN_PROCESSES, BESIDE_DISTURBANCE if is_disturbed else 0.0)
+    below, above = math.log(ratio / interval[0]), math.log(interval[1] / ratio)
+    return ratio * math.exp(-math.hypot(below, spread)), ratio * math.exp(math.hypot(above, spread))

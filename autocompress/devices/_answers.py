@@ -68,6 +68,8 @@ def require_fit(answer: Answer, *, timed: int, weighed: int) -> None:
         raise ValueError("load times that are no numbers from 0 up")
     if not all(mj is None or (math.isfinite(mj) and mj >= 0) for mj in answer.energy_mj):
         raise ValueError("energies that are no numbers from 0 up")
+    if not (math.isfinite(answer.disturbance) and answer.disturbance >= 0):
+        raise ValueError(f"a disturbance of {answer.disturbance}; expected a number from 0 up")
     for one in answer.footprints:
         if one.peak_memory_bytes < 0 or not 0 <= one.integer_nodes <= one.nodes:
             raise ValueError(f"a footprint that can't be: {one}")
@@ -108,6 +110,7 @@ def measurements(
             protocol=protocol,
             machine=f"{processor}, {answer.runtime}",
             batch_size=batch_size,
+            disturbance=answer.disturbance,
         )
         for artifact in artifacts
     )
@@ -124,6 +127,7 @@ def _measurement(
     protocol: Protocol,
     machine: str,
     batch_size: int,
+    disturbance: float,
 ) -> Measurement:
     """What the samples say; anyone can work it out again from the record."""
     times, reference_times = getattr(samples, clock), getattr(reference, clock)
@@ -133,7 +137,7 @@ def _measurement(
     return Measurement(
         latency_ms=undisturbed(times),
         latency_ratio=ratio,
-        latency_ratio_interval=repeatable(ratio, interval),
+        latency_ratio_interval=repeatable(ratio, interval, is_disturbed=disturbance > 0),
         wall_p50_ms=float(p50),
         wall_p95_ms=float(p95),
         contention=float(wall.sum() / cpu.sum()),
@@ -148,4 +152,5 @@ def _measurement(
         session_ms=session_ms,
         batch_size=batch_size,
         energy_mj=energy_mj,
+        disturbance=disturbance,
     )

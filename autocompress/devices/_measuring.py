@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
+import numpy as np
 from pydantic import ConfigDict
 
 from autocompress.devices._energy import POWERCAP, Counter, find_counters, read, spent_uj
@@ -31,7 +32,7 @@ from autocompress.devices._session import (
     runtime_errors,
 )
 from autocompress.errors import AutocompressError
-from autocompress.measurement import Blocks, Samples, ratio_interval
+from autocompress.measurement import Blocks, Samples, disturbance, ratio_interval, undisturbed
 from autocompress.profile import Protocol
 from autocompress.serialization import from_json, to_json
 
@@ -43,6 +44,10 @@ FEWEST_ROUNDS = 3
 
 TRUSTED_ROUNDS = 8
 """Blocks from which on a bootstrap interval is believed: fewer agree by chance."""
+
+CLEARED = 15
+"""Percentile of the reference's times that has to be undisturbed before a disturbed reading ends early: a little more
+than the percentile that counts, as of another model a few times less may be undisturbed."""
 
 BLOCKS_KEPT, SAMPLES_KEPT = 100, 400
 """What of one model's times goes into a record, so that records stay small."""
@@ -59,6 +64,7 @@ class Answer:
         session_ms: Wall time that each of these took to be loaded; empty after an error.
         energy_mj: Energy of one inference of each of these models in the mean, None where the machine does not tell;
             empty after an error.
+        disturbance: Of the reference, see `Measurement`; 0 by agents that are older than it.
         footprints: One for each model that was to be weighed, in order; empty after an error.
         runtime: Name and version of the runtime.
         error: Name of the error's class in `autocompress.errors`, or empty.
@@ -70,6 +76,7 @@ class Answer:
     session_ms: tuple[float, ...] = ()
     energy_mj: tuple[float | None, ...] = ()
     footprints: tuple[Footprint, ...] = ()
+    disturbance: float = 0.0
     runtime: str = ""
     error: str = ""
     message: str = ""
@@ -137,11 +144,16 @@ class Subject:
         return shortest_ms
 
 
-def time_models(subjects: Sequence[Subject], protocol: Protocol) -> None:
+def time_models(subjects: Sequence[Subject], protocol: Protocol, *, undisturbed_ms: float = 0.0) -> None:
     """Time models in shuffled blocks until each one's ratio to the first is known well enough.
 
     All blocks take about the same time, that of the slowest single inference at least: what slows the machine for a
     moment then falls on all models alike.
+
+    Args:
+        subjects: The reference first.
+        protocol: How long to go on, and how much longer while the reference is disturbed.
+        undisturbed_ms: What the reference is known to take undisturbed; 0 if nothing is known.
     """
     typical_ms = [subject.warm_up(protocol) for subject in subjects]
     block_ms = max(protocol.block_ms, *typical_ms)
@@ -149,23 +161,35 @@ def time_models(subjects: Sequence[Subject], protocol: Protocol) -> None:
     order = random.Random(0)
     gc.collect()
     gc.disable()
-    while not _is_enough(subjects, protocol):
+    while not _is_enough(subjects, protocol, undisturbed_ms):
         order.shuffle(schedule)
         for subject, length in schedule:
             subject.run_block(length)
     gc.enable()
 
 
-def _is_enough(subjects: Sequence[Subject], protocol: Protocol) -> bool:
+def _is_enough(subjects: Sequence[Subject], protocol: Protocol, undisturbed_ms: float) -> bool:
     rounds = len(subjects[0].counted)
     if rounds < FEWEST_ROUNDS:
         return False
-    if max(subject.spent_s for subject in subjects) >= protocol.max_cpu_s:
+    is_disturbed = _is_disturbed(subjects[0], undisturbed_ms)
+    if max(subject.spent_s for subject in subjects) >= protocol.max_cpu_s * (protocol.patience if is_disturbed else 1):
         return True
-    if not _is_worth_a_look(rounds) or min(subject.spent_s for subject in subjects) < protocol.min_cpu_s:
+    if (
+        is_disturbed
+        or not _is_worth_a_look(rounds)
+        or min(subject.spent_s for subject in subjects) < protocol.min_cpu_s
+    ):
         return False
     reference, *candidates = subjects
     return all(_half_width(subject, reference) <= protocol.interval for subject in candidates or [reference])
+
+
+def _is_disturbed(reference: Subject, undisturbed_ms: float) -> bool:
+    if not undisturbed_ms:
+        return False
+    low_ns = np.percentile(np.concatenate(_thinned(reference.counted)), CLEARED)
+    return disturbance(float(low_ns) / 1e6, undisturbed_ms) > 0
 
 
 def _is_worth_a_look(rounds: int) -> bool:
@@ -215,13 +239,14 @@ def measure(request: Request) -> Answer:
     footprints = tuple(footprint(path, request) for path in request.weighed)  # first: it must see no runtime here
     runtime = runtime_name()  # loads it, so that no model is charged for that
     subjects = [_open(path, request) for path in request.models]
-    time_models(subjects, request.protocol)
+    time_models(subjects, request.protocol, undisturbed_ms=request.undisturbed_ms)
     times = tuple(Samples(_in_record(subject.cpu), _in_record(subject.wall)) for subject in subjects)
     return Answer(
         times=times,
         session_ms=tuple(subject.session_ms for subject in subjects),
         energy_mj=tuple(subject.energy_mj for subject in subjects),
         footprints=footprints,
+        disturbance=disturbance(undisturbed(getattr(times[0], subjects[0].clock)), request.undisturbed_ms),
         runtime=runtime,
     )
 

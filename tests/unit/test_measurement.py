@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from autocompress.errors import InvalidInput
 from autocompress.measurement import (
     BETWEEN_PROCESSES,
+    DISTURBED,
     Blocks,
     Measurement,
     Samples,
+    disturbance,
     ratio_interval,
     repeatable,
     undisturbed,
@@ -105,11 +107,20 @@ def test_a_measurement_survives_json() -> None:
 def test_a_record_from_before_loading_and_energy_were_measured_is_read() -> None:
     measurement = Measurement(1.25, 0.5, (0.4, 0.6), 1.3, 1.6, 1.07, 4096, 2, 7, "machine")
     data = json.loads(to_json(measurement))
-    del data["wall_p99_ms"], data["session_ms"], data["energy_mj"]
+    del data["wall_p99_ms"], data["session_ms"], data["energy_mj"], data["disturbance"]
     assert from_data(Measurement, data) == measurement
 
 
-@pytest.mark.parametrize("wrong", [{"warmup_runs": 0}, {"interval": 0.0}, {"min_cpu_s": 2.0, "max_cpu_s": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"warmup_runs": 0},
+        {"interval": 0.0},
+        {"patience": 0.5},
+        {"patience": float("inf")},
+        {"min_cpu_s": 2.0, "max_cpu_s": 1.0},
+    ],
+)
 def test_a_protocol_that_can_not_be_carried_out_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInput):
         from_data(Protocol, wrong)
@@ -122,3 +133,20 @@ def test_what_other_processes_find_varies_more_than_the_blocks_of_one(ratio: flo
     assert low <= own[0] + 1e-12
     assert high >= own[1] - 1e-12
     assert high - low >= 2 * 1.96 * BETWEEN_PROCESSES * ratio * (1 - 1e-9)
+
+
+@given(st.floats(0.05, 5.0), st.floats(0.0, 0.99), st.floats(0.0, 5.0))
+def test_a_disturbed_reference_leaves_the_ratio_open_by_half_and_more_but_above_0(
+    ratio: float, below: float, above: float
+) -> None:
+    low, high = repeatable(ratio, (ratio * (1 - below), ratio * (1 + above)), is_disturbed=True)
+    assert 0 < low < ratio * (1 - 0.38)
+    assert high > ratio * (1 + 0.47)
+
+
+@given(st.floats(0.01, 100.0), st.floats(0.01, 100.0), st.floats(0.0, 1.0))
+def test_a_disturbance_is_told_from_3_percent_on(known: float, unknown: float, excess: float) -> None:
+    found = disturbance(known * (1 + excess), known)
+    assert found == (pytest.approx(excess) if found else 0)
+    assert bool(found) == (excess > DISTURBED) or excess == pytest.approx(DISTURBED)
+    assert disturbance(unknown, 0.0) == 0

@@ -191,6 +191,7 @@ def test_a_job_that_was_lost_on_a_machine_is_found_there_again(
         ({"times": [{"cpu_ms": [[-1.0]], "wall_ms": [[1.0]]}]}, "no numbers above 0"),
         ({"times": [{"cpu_ms": [[1.0]], "wall_ms": [[float("nan")]]}]}, "no numbers above 0"),
         ({"times": [{"cpu_ms": [[0.0, 1.0]], "wall_ms": [[1.0, 1.0]]}]}, "no numbers above 0"),
+        ({"disturbance": -0.5}, "a disturbance of -0.5"),
         ({"session_ms": [float("nan")]}, "load times that are no numbers"),
         ({"footprints": [{"peak_memory_bytes": 1, "nodes": 1, "integer_nodes": 2}]}, "footprint that can't be"),
         ({"times": "soon"}, "not an agent's"),
