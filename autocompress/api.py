@@ -104,10 +104,11 @@ def search(
             "nsga2" or "random". These try the uniform policies of the space first; "guided" begins with two
             that need no training, and lets the others compete.
         objectives: Names of the metric, `latency_ms`, `size_bytes`, `peak_memory_bytes`; by default the first three.
-            With several machines `latency_ms@NAME` is that on one of them, and by default that on each is an objective.
-            For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"; a weight is
-            that of a percent of a cost or a point of a metric that is a share.
-        constraints: Such as "latency_ms<=5", "size_bytes<=0.3x", "accuracy>=baseline-1%".
+            With several machines `latency_ms` is that on each of them, an objective a machine, and `latency_ms@NAME`
+            that on one. For one model instead of a front, names with weights, such as "accuracy:10" and "latency_ms:1"
+            (machines share it in equal parts); a weight is that of a percent of a cost or a point of a metric that is a
+            share.
+        constraints: Such as "latency_ms<=5" (on each machine), "size_bytes<=0.3x", "accuracy>=baseline-1%".
         max_drop: Largest loss of the metric against the baseline that a model of the front may have: in points
             (hundredths) for metrics that are shares, in percent of the baseline's value for others.
         workers: Trials at the same time; by default one for each core, as far as memory allows.
@@ -181,6 +182,7 @@ def resume(
     trials: int | None = None,
     workers: int | None = None,
     executor: str = "processes",
+    score_on_device: bool | None = None,
     accept_changes: bool = False,
     observer: Observer | None = None,
 ) -> Run:
@@ -191,6 +193,8 @@ def resume(
         task: The task; by default from where the search took it.
         budget, trials, workers: New limits; by default those of the search. Time counts over all resumes.
         executor: As in `search`.
+        score_on_device: As in `search`; None for as the search was. A search that is complete needs a larger budget to
+            score its front, if it had one.
         accept_changes: Go on although model, data or metric are not those of the search.
         observer: As in `search`.
 
@@ -207,6 +211,7 @@ def resume(
         budget_s=_budget_s(budget, trials) if budget is not None else config.budget_s,
         trials=_positive("trials", trials) or config.trials,
         workers=config.workers if workers is None else _workers(workers, executor, config.profiles),
+        score_on_device=config.score_on_device if score_on_device is None else score_on_device,
     )
     with directory.locked():
         torn = directory.repair()
@@ -221,7 +226,8 @@ def resume(
         with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
             description = _describe(pool, source, config.space, interrupts, observer)
             _require_same(config, description, path, accept_changes=accept_changes)
-            if budget is None and trials is None and beat is not None and beat.status == "complete":
+            as_it_was = (budget, trials, score_on_device) == (None, None, None)
+            if as_it_was and beat is not None and beat.status == "complete":
                 return Run(directory.path)
             session = _Session(
                 directory=directory,
@@ -307,7 +313,7 @@ def apply(
     profiles = _profiles(hardware)
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
-        bench = Workbench(loaded, profiles[0], Path(folder), profiles[1:])
+        bench = Workbench(loaded, profiles, Path(folder))
         with _threads(_threads_per_trial(_workers(None, "processes", profiles))):
             return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
 
@@ -478,7 +484,7 @@ class _Session:
         original = self._survey.models[ORIGINAL]
         for choice, reason in choices_left_out(config.space, original, config.target).items():
             self._tell(config, f"not tried: {choice}: {reason}")
-        where = "any of the machines" if config.other_profiles else "this machine"
+        where = "any of the machines" if len(config.profiles) > 1 else "this machine"
         for policy, part in policies_left_out(config.space, plan, self._survey.models).items():
             self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on {where}")
         problem = Problem(
@@ -530,7 +536,7 @@ class _Session:
             run=lambda trial, screen: pool.submit(worker.run, assignment, trial, screen),
             look=lambda probe: pool.submit(worker.look, assignment, probe),
             test_score=lambda record: pool.submit(worker.test_score, assignment, record),
-            device_score=lambda record: pool.submit(worker.device_score, assignment, record),
+            device_score=lambda record, limit_s: pool.submit(worker.device_score, assignment, record, limit_s),
             remeasure=lambda records, baseline, each_s: pool.submit(
                 worker.measure_together, assignment, records, baseline, each_s
             ),
@@ -541,7 +547,7 @@ class _Session:
         from autocompress.worker import Assignment
 
         path = str(self._directory.path.resolve())
-        return Assignment(self._source, config.fingerprints["model"], config.profile, path, config.other_profiles)
+        return Assignment(self._source, config.fingerprints["model"], config.profiles, path)
 
     def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
         """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
@@ -632,8 +638,7 @@ def _config(request: _Request, description: Description, source: TaskSource) -> 
         direction=direction,
         fingerprints=description.fingerprints,
         space=request.space,
-        profile=request.profiles[0],
-        other_profiles=request.profiles[1:],
+        profiles=request.profiles,
         objectives=make_objectives(request.objectives, metric, direction, machines),
         constraints=constraints,
         strategy=request.strategy,

@@ -77,7 +77,7 @@ def run_checks(
         yield _failed("task", started, error)
         return
     yield CheckItem("task", True, f"{task.name}, metric {task.the_metric.name}", time.perf_counter() - started)
-    bench = Workbench(task, profiles[0], directory, profiles[1:])
+    bench = Workbench(task, profiles, directory)
     survey = cache(lambda: survey_architectures(bench, space))
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("data", lambda: _data(task)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -105,6 +106,10 @@ class Measurement:
     def throughput_per_s(self) -> float:
         """Samples a second, one inference after the other, by the median of the wall time."""
         return 1000 * self.batch_size / self.wall_p50_ms
+
+
+Measurements = Mapping[str, Measurement]
+"""Of one model, by the name of the machine's profile, the first machine first; empty where nothing was measured."""
 
 
 def undisturbed(times: Blocks) -> float:

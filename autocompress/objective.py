@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -99,8 +99,28 @@ def on_each_machine(values: Mapping[str, float], name: str) -> dict[str, float]:
     >>> on_each_machine({"latency_ms": 5.0, "latency_ms@phone": 5.0, "latency_ms@server": 0.7}, "latency_ms")
     {'phone': 5.0, 'server': 0.7}
     """
-    found = {machine_of(key): value for key, value in values.items() if quantity(key) == name and key != name}
-    return found or {"": values[name]}
+    return {machine_of(key): values[key] for key in names_on_machines(name, values)}
+
+
+def names_on_machines(name: str, known: Iterable[str]) -> tuple[str, ...]:
+    """What a value is called on each machine; its name alone where it has one, or does not differ between machines.
+
+    >>> names_on_machines("latency_ms", ("latency_ms", "size_bytes", "latency_ms@phone", "latency_ms@server"))
+    ('latency_ms@phone', 'latency_ms@server')
+    """
+    return tuple(key for key in known if quantity(key) == name and key != name) or (name,)
+
+
+def over_machines(values: Mapping[str, float], name: str) -> float:
+    """A value to choose by: the geometric mean over all machines, if it differs between them and names none.
+
+    Milliseconds of a slow machine do not outweigh those of a fast one then, and ratios to the baseline choose the same.
+
+    >>> over_machines({"latency_ms": 4.0, "latency_ms@phone": 4.0, "latency_ms@server": 0.25}, "latency_ms")
+    1.0
+    """
+    each = on_each_machine(values, name).values()
+    return math.prod(each) ** (1 / len(each))
 
 
 def is_measured(name: str) -> bool:
@@ -131,7 +151,8 @@ def make_objectives(
     """Objectives by name; without names the metric, the latency on each machine, and size.
 
     Args:
-        names: Each a name, or all of them names with weights such as `accuracy:10` and `latency_ms:1`.
+        names: Each a name, or all of them names with weights such as `accuracy:10` and `latency_ms:1`. One that differs
+            between machines, and names none, stands for that on each; its weight is shared out in equal parts.
         metric, direction: Of the task.
         machines: Names of the machines, the first one first, where there are several.
 
@@ -140,16 +161,17 @@ def make_objectives(
         InvalidInput: If a name is given twice, or some have weights and others none.
     """
     known = {metric: Objective(metric, direction)} | {one.name: one for one in measured_objectives(machines)}
-    latencies = [on_machine(LATENCY, machine) for machine in machines] if len(machines) > 1 else [LATENCY]
-    chosen = dict.fromkeys((metric, *latencies, SIZE), 0.0) if not names else {}
-    for text in names:
+    given = []
+    for text in names or (metric, LATENCY, SIZE):
         name, weight = _weighted(text)
         if name not in known:
             raise UnknownName("objective", name, known)
-        if name in chosen:
-            count = sum(_weighted(other)[0] == name for other in names)
-            raise InvalidInput(f"objective {name!r} is given {count} times; give each once")
-        chosen[name] = weight
+        each = names_on_machines(name, known)
+        given += [(one, weight / len(each)) for one in each]
+    chosen = dict(given)
+    if len(chosen) < len(given):
+        count, name = max((sum(one == name for one, _ in given), name) for name in chosen)
+        raise InvalidInput(f"objective {name!r} is given {count} times; give each once")
     if any(chosen.values()) and not all(chosen.values()):
         without = next(name for name, weight in chosen.items() if not weight)
         raise InvalidInput(f"objective {without!r} has no weight while others have; give all of them one, or none")
@@ -256,6 +278,14 @@ class Constraint:
             scale, offset = 1.0, -number if match["sign"] == "-" else number
         return cls(match["name"], "<=" if match["operator"] == "<=" else ">=", scale, offset)
 
+    def on_machines(self, known: Iterable[str]) -> tuple[Constraint, ...]:
+        """The same on each machine; itself where its value does not differ between machines, or names one.
+
+        Args:
+            known: Names of all values.
+        """
+        return tuple(replace(self, name=name) for name in names_on_machines(self.name, known))
+
     def bound(self, baseline: Mapping[str, float]) -> float:
         """The bound as a number."""
         return (self.scale * baseline[self.name] if self.scale else 0.0) + self.offset
@@ -302,11 +332,13 @@ def check_shares(constraints: Sequence[Constraint], shares: Sequence[str]) -> No
 def parse_constraints(texts: tuple[str, ...], known: tuple[str, ...]) -> tuple[Constraint, ...]:
     """Constraints from their texts, checked against the values a trial has and against one another.
 
+    One of a value that differs between machines, and names none, is one on each of them.
+
     Raises:
         UnknownName: If one bounds a value that no trial has.
         InvalidInput: If one is malformed, or two can't hold together.
     """
-    constraints = tuple(Constraint.parse(text) for text in texts)
+    constraints = tuple(one for text in texts for one in Constraint.parse(text).on_machines(known))
     for constraint in constraints:
         if constraint.name not in known:
             raise UnknownName("value in a constraint", constraint.name, known)

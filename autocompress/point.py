@@ -61,7 +61,7 @@ class Point:
         machines: The same by machine, where there are several; latency and memory above are those of the first.
         device_score: The metric on validation data by the outputs that the device computed; None where it was not
             asked for, not reached in time, or the device can't run the model.
-        device_reason: Why the device can't run the model; empty if it can, or was not asked to.
+        device_reason: Why the model has no score on the device though it was tried; else empty.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -154,8 +154,7 @@ def confirmed(records: Sequence[Record], confirmations: Sequence[Confirmation]) 
         replace(
             record,
             values={**record.values, **latest[record.number].values},
-            measurement=latest[record.number].measurement,
-            other_measurements=latest[record.number].other_measurements,
+            measurements=latest[record.number].measurements,
         )
         if record.number in latest
         else record

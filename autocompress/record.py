@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict
 
 from autocompress.artifact import Artifact
-from autocompress.measurement import Measurement
+from autocompress.measurement import Measurement, Measurements
 from autocompress.objective import machine_of
 from autocompress.plan import Plan, Scalar
 
@@ -79,8 +79,7 @@ class Record:
         fold_scores: The metric on parts of validation data, which says how far the whole may be trusted; empty where
             the metric can't be taken of parts.
         artifact: The model file, for complete trials.
-        measurement: How the latency came about.
-        other_measurements: The same on the other machines of the search, by the names of their profiles.
+        measurements: How the latency on each machine came about.
         seconds: Wall time by stage.
         notes: What the user should know, for example that a choice brought size but no speed here.
         details: Other facts: score before recovery, parity error, parameters, MACs.
@@ -94,14 +93,13 @@ class Record:
     reason: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     artifact: Artifact | None = None
-    measurement: Measurement | None = None
+    measurements: Measurements = field(default_factory=dict)
     fold_scores: tuple[float, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     details: Mapping[str, float] = field(default_factory=dict)
     machine: str = ""
     ended_s: float = 0.0
-    other_measurements: Mapping[str, Measurement] = field(default_factory=dict)
     kind: Literal["trial"] = "trial"
 
     @property
@@ -119,9 +117,15 @@ class Record:
         """Wall time of the whole trial."""
         return sum(self.seconds.values())
 
+    @property
+    def measurement(self) -> Measurement | None:
+        """The one on the first machine, that values without a machine in their names come from."""
+        return next(iter(self.measurements.values()), None)
+
     def measurement_for(self, name: str) -> Measurement | None:
         """The measurement that a value such as `latency_ms` or `latency_ms@phone` comes from."""
-        return self.other_measurements.get(machine_of(name), self.measurement)
+        machine = machine_of(name)
+        return self.measurements.get(machine) if machine else self.measurement
 
     @property
     def training_s(self) -> float:
@@ -148,14 +152,12 @@ class Remeasured:
 
     Args:
         number: Number of the trial.
-        measurement: On the first machine.
-        other_measurements: On the others, by the names of their profiles.
+        measurements: On every machine.
         values: Latencies, which replace those of the record. Peak memory is not taken again.
     """
 
     number: int
-    measurement: Measurement
-    other_measurements: Mapping[str, Measurement]
+    measurements: Measurements
     values: Mapping[str, float]
 
 
@@ -168,8 +170,7 @@ class Confirmation:
     Args:
         number: Number of the trial.
         test: Metric name to its value on the test split; empty where the task has none.
-        measurement: The later, better measurement.
-        other_measurements: The same on the other machines, by the names of their profiles.
+        measurements: The later, better ones, on every machine.
         values: The measured values that replace those of the record.
         test_fold_scores: The metric on parts of the test split.
         seconds: Time of workers that scoring and measuring took.
@@ -180,13 +181,25 @@ class Confirmation:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
     number: int
     test: Mapping[str, float]
-    measurement: Measurement
+    measurements: Measurements
     values: Mapping[str, float]
     test_fold_scores: tuple[float, ...] = ()
     seconds: float = 0.0
     believed: float | None = None
-    other_measurements: Mapping[str, Measurement] = field(default_factory=dict)
     kind: Literal["confirmation"] = "confirmation"
+
+
+@dataclass(frozen=True)
+class TooSlow:
+    """A finished model was not scored by what the device computes, as that would have taken too long.
+
+    Args:
+        number: Number of the trial.
+        seconds: Wall time that it would have taken, about.
+    """
+
+    number: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -195,8 +208,8 @@ class DeviceScore:
 
     Args:
         number: Number of the trial.
-        score: The metric on validation data; None if the device can't run the model.
-        reason: Why it can't, in one line.
+        score: The metric on validation data; None if there is no score by what the device computes.
+        reason: Why there is none, in one line.
         seconds: Wall time that it took.
     """
 

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
-from autocompress.objective import Constraint, Direction, check_shares, weighted_change
+from autocompress.objective import (
+    LATENCY_RATIO,
+    Constraint,
+    Direction,
+    check_shares,
+    names_on_machines,
+    over_machines,
+    quantity,
+    weighted_change,
+)
 from autocompress.point import Point, summarize
 from autocompress.record import Record
 from autocompress.report.table import Column, point_columns, with_misses
@@ -95,9 +104,10 @@ class Run:
 
         Args:
             where: What it must obey: `latency_ms<=2`, `accuracy>=baseline-1%`, `size_bytes<=0.5x`; several as a
-                sequence or joined by commas.
+                sequence or joined by commas. With several machines a latency without a name has to obey on each.
             best: The value that decides among those left; by default the weights of the objectives if the search had
-                some, else the first objective.
+                some, else the first objective. With several machines a latency without a name is the geometric mean
+                over all of them.
             output: Where to copy the ONNX file, with the plan beside it as JSON; or a folder that exists.
 
         Returns:
@@ -110,7 +120,7 @@ class Run:
         if baseline is None or not points:
             raise InvalidInput(self._why_empty())
         known = [name for name in baseline.values() if any(name in point.values() for point in points)]
-        constraints = tuple(_constraint(text, known) for text in _texts(where))
+        constraints = tuple(one for text in _texts(where) for one in _constraint(text, known).on_machines(known))
         metric = self.config.metric
         shares = (metric, f"test_{metric}", f"device_{metric}") if self.config.is_percentage else ()
         check_shares(constraints, shares)
@@ -157,7 +167,7 @@ class Run:
         config, baseline = self.config, self.baseline
         if best is None and baseline is not None and all(objective.weight for objective in config.objectives):
             return min(points, key=lambda point: self._weighted(point, baseline))
-        name = best or config.objectives[0].name
+        name = best or self._first_objective(known)
         if name not in known:
             raise _unknown("value to be best in", name, known)
         sign = -1.0 if self._direction(name) == "maximize" else 1.0
@@ -166,10 +176,16 @@ class Run:
             raise InvalidInput(f"value to be best in {name!r}: none of the models that fit has it; give another")
 
         def rank(point: Point) -> tuple[float, float, int]:
-            slowest = max(one.latency_ratio for one in point.latencies.values())
-            return sign * point.values()[name], slowest, point.size_bytes
+            values = point.values()
+            return sign * over_machines(values, name), over_machines(values, LATENCY_RATIO), point.size_bytes
 
         return min(having, key=rank)
+
+    def _first_objective(self, known: Sequence[str]) -> str:
+        """Its name, without a machine where it is an objective on all of them."""
+        names = [objective.name for objective in self.config.objectives]
+        whole = quantity(names[0])
+        return whole if set(names_on_machines(whole, known)) <= set(names) else names[0]
 
     def _why_empty(self) -> str:
         misses = self.near_misses

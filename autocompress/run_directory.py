@@ -40,6 +40,9 @@ PHASES = ("free", "settled")
 SILENCE_S = 60.0
 """Seconds without a sign of life after which a search counts as dead, where its lock can't be tried."""
 
+FORMAT = 2
+"""Of `run.json` and `records.jsonl`; it grows where files of before can't be read any more."""
+
 NEAR_MISSES = 3
 """Models that are named where none obeys the constraints."""
 
@@ -59,8 +62,7 @@ class RunConfig:
         direction: Whether more or less of the metric is better.
         fingerprints: Digests of model, data and metric; a resumed search must have the same.
         space: The space with nothing left to resolve.
-        profile: The machine.
-        other_profiles: Further machines that models are measured on.
+        profiles: The machines, at least one; values of the first have no machine in their names.
         objectives, constraints: What is better, what is allowed.
         strategy: Name of the search strategy.
         budget_s: Seconds of wall time over all resumes, or None.
@@ -82,7 +84,7 @@ class RunConfig:
     direction: Direction
     fingerprints: Mapping[str, str]
     space: SearchSpace
-    profile: HardwareProfile
+    profiles: tuple[HardwareProfile, ...]
     objectives: tuple[Objective, ...]
     constraints: tuple[Constraint, ...]
     strategy: str
@@ -94,14 +96,13 @@ class RunConfig:
     machine: str = ""
     created: str = ""
     epoch_s: float | None = None
-    other_profiles: tuple[HardwareProfile, ...] = ()
     score_on_device: bool = False
-    version: int = 1
+    version: int = FORMAT
 
     @property
-    def profiles(self) -> tuple[HardwareProfile, ...]:
-        """All machines, the first one first."""
-        return (self.profile, *self.other_profiles)
+    def profile(self) -> HardwareProfile:
+        """The first machine, on which models are scored where that is asked for."""
+        return self.profiles[0]
 
     @property
     def target(self) -> HardwareProfile:
@@ -204,11 +205,12 @@ class RunDirectory:
         """A run directory that exists.
 
         Raises:
-            RunDirectoryError: If there is none at that path.
+            RunDirectoryError: If there is none at that path, or a release with other files wrote it.
         """
         if not (path / "run.json").is_file():
             what = "no such folder" if not path.exists() else "no run.json in it, so it is no run directory"
             raise RunDirectoryError(f"run {path}: {what}; expected a folder that `autocompress search` wrote")
+        _require_format(path)
         return cls(path)
 
     # -- configuration and state ---------------------------------------------------------------------------------
@@ -507,6 +509,25 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 def is_disk_full(error: BaseException) -> bool:
     """True if an error of any library is that nothing can be written: no room, none allowed, or read-only."""
     return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+
+
+def _require_format(path: Path) -> None:
+    """Refuse the files of another release; a damaged `run.json` is told when it is read.
+
+    Raises:
+        RunDirectoryError: If they have another format.
+    """
+    try:
+        data = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    found = data.get("version", FORMAT) if isinstance(data, dict) else FORMAT
+    if found != FORMAT:
+        wrote = data.get("versions", {}).get("autocompress", "unknown")
+        raise RunDirectoryError(
+            f"run {path}: its files have format {found}, and this release reads format {FORMAT}; open it with the "
+            f"release that wrote it (autocompress {wrote}), or search again"
+        )
 
 
 def _read(path: Path, kind: type[T]) -> T:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from autocompress.data import Array, Split, as_array, as_split, head, spread
+from autocompress.data import Array, Split, as_array, as_split, batch_size_of, head, spread
 from autocompress.errors import AutocompressError, InvalidInput, TaskFailed, UnknownName, did_you_mean
 from autocompress.objective import MEASURED, Direction
 from autocompress.plan import Scalar
@@ -319,7 +319,7 @@ class Task:
             predict, split, batch_size: As in `score`.
         """
         outputs, targets = [], []
-        for batch in self.split(split).batches(batch_size or len(self.examples[0])):
+        for batch in self.split(split).batches(batch_size or batch_size_of(self.examples)):
             outputs.append(predict(batch.inputs))
             targets.append(batch.targets)
         return np.concatenate(outputs), np.concatenate(targets)

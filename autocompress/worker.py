@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from autocompress.graph.view import LayerView
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import DeviceScore, Record, Remeasured, SplitScore, Trial
+from autocompress.record import DeviceScore, Record, Remeasured, SplitScore, TooSlow, Trial
 from autocompress.screen import Screen
 from autocompress.serialization import from_json, to_json
 from autocompress.space import SearchSpace
@@ -26,21 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Task, machine and run directory of a search, small enough to go with every call.
+    """Task, machines and run directory of a search, small enough to go with every call.
 
     Args:
         source: The task.
         weights: Digest of its model's weights.
-        profile: The machine.
+        profiles: The machines, at least one.
         directory: The run directory.
-        other_profiles: Further machines to measure on.
     """
 
     source: TaskSource
     weights: str
-    profile: HardwareProfile
+    profiles: tuple[HardwareProfile, ...]
     directory: str
-    other_profiles: tuple[HardwareProfile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,11 +147,11 @@ def test_score(assignment: Assignment, record: Record) -> SplitScore:
     return score_test(record, _bench(assignment))
 
 
-def device_score(assignment: Assignment, record: Record) -> DeviceScore:
-    """Score a finished model on validation data by what the device computes."""
+def device_score(assignment: Assignment, record: Record, limit_s: float) -> DeviceScore | TooSlow:
+    """Score a finished model on validation data by what the device computes, in so many seconds at most."""
     from autocompress.pipeline import score_on_device
 
-    return score_on_device(record, _bench(assignment))
+    return score_on_device(record, _bench(assignment), limit_s=limit_s)
 
 
 def measure_together(
@@ -171,11 +169,10 @@ def _bench_of(source: TaskSource, weights: str, profiles: tuple[str, ...], direc
 
     task = source.load()
     task.require_weights(weights)
-    first, *others = (from_json(HardwareProfile, profile) for profile in profiles)
-    return Workbench(task, first, Path(directory), tuple(others))
+    return Workbench(task, tuple(from_json(HardwareProfile, profile) for profile in profiles), Path(directory))
 
 
 def _bench(assignment: Assignment) -> Workbench:
     """The workbench of an assignment, kept warm between calls."""
-    profiles = tuple(map(to_json, (assignment.profile, *assignment.other_profiles)))  # which can be hashed
+    profiles = tuple(map(to_json, assignment.profiles))  # which can be hashed
     return _bench_of(assignment.source, assignment.weights, profiles, assignment.directory)

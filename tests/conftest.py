@@ -360,7 +360,7 @@ def bench_of(specimen: Specimen, folder: Path) -> Workbench:
         calibration=data,
         loss=torch.nn.functional.cross_entropy,
     )
-    return Workbench(task, PROFILE, folder)
+    return Workbench(task, (PROFILE,), folder)
 
 
 @pytest.fixture(params=sorted(SPECIMENS))

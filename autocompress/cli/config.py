@@ -43,10 +43,14 @@ class Config(BaseModel):
     score_on_device: bool | None = None
 
     @property
+    def machines(self) -> tuple[str, ...]:
+        """All hardware profiles; none where the key is not set."""
+        return (self.hardware,) if isinstance(self.hardware, str) else tuple(self.hardware or ())
+
+    @property
     def machine(self) -> str | None:
         """The hardware profile, or the first of several, for commands that take one."""
-        several = [self.hardware] if isinstance(self.hardware, str) else self.hardware
-        return several[0] if several else None
+        return next(iter(self.machines), None)
 
     def values(self) -> dict[str, Any]:
         """The keys that are set."""

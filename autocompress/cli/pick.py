@@ -19,14 +19,15 @@ def pick(
         list[str] | None,
         typer.Option(
             help="What the model must obey: `latency_ms<=2`, `size_bytes<=0.25x`, `accuracy>=baseline-1%`. "
-            "Repeat it, or join several by commas."
+            "Repeat it, or join several by commas. Of several machines each must obey, or `latency_ms@NAME` alone."
         ),
     ] = None,
     best: Annotated[
         str | None,
         typer.Option(
             help="The value that decides among those left; by default what the weights of the search's objectives say, "
-            "else its first objective."
+            "else its first objective. Over several machines `latency_ms` is their geometric mean, `latency_ms@NAME` "
+            "that on one."
         ),
     ] = None,
     output: Annotated[

@@ -12,13 +12,13 @@ import typer
 from autocompress.cli.config import Config, find_config
 from autocompress.cli.locate import offer_data, the_task
 from autocompress.errors import InvalidInput
-from autocompress.objective import LATENCY_RATIO, Constraint, quantity
+from autocompress.objective import LATENCY, LATENCY_RATIO, SIZE, Constraint, on_each_machine, over_machines, quantity
 
 if TYPE_CHECKING:
     from autocompress.point import Point
     from autocompress.run import Run
 
-_RESUMABLE = frozenset({"budget", "trials", "workers", "executor"})
+_RESUMABLE = frozenset({"budget", "trials", "workers", "executor", "score_on_device"})
 """What may change when a search goes on."""
 
 SMALL_LOSSES = (1, 2, 5)
@@ -53,14 +53,16 @@ def search(
     objective: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to optimize; repeat it. By default the metric, `latency_ms` (on each machine) and `size_bytes`; "
-            "also `peak_memory_bytes`. For one model instead of a front give weights: `accuracy:10` and `latency_ms:1` "
-            "make a point of accuracy worth ten percent of latency."
+            help="What to optimize; repeat it. By default the metric, `latency_ms` (that on each machine) and "
+            "`size_bytes`; also `peak_memory_bytes`. For one model instead of a front give weights: `accuracy:10` and "
+            "`latency_ms:1` make a point of accuracy worth ten percent of latency."
         ),
     ] = None,
     constraint: Annotated[
         list[str] | None,
-        typer.Option(help="What every model must obey; repeat it: `latency_ms<=5`, `size_bytes<=0.25x`."),
+        typer.Option(
+            help="What every model must obey; repeat it: `latency_ms<=5` (on each machine), `size_bytes<=0.25x`."
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -172,7 +174,7 @@ def _print_end(run: Run) -> None:
             "--budget TIME"
         )
         return
-    if not [point for point in points if min(_ratios(point)) < 1]:
+    if not [point for point in points if min(on_each_machine(point.values(), LATENCY_RATIO).values()) < 1]:
         typer.echo("\nno model that was found is faster than yours")
     more = "" if run.status == "stopped" else " --budget TIME"
     where, best = _choice(run, points)
@@ -187,13 +189,16 @@ def _print_end(run: Run) -> None:
 
 
 def _choice(run: Run, points: Sequence[Point]) -> tuple[str | None, str | None]:
-    """How one might choose, as `Run.pick` takes it: by the weights, else the fastest of those that lose little."""
+    """How one might choose, as `Run.pick` takes it: by the weights, else the fastest of those that lose little.
+
+    With several machines the fastest is that of the lowest geometric mean of their latencies.
+    """
     config, baseline = run.config, run.baseline
     assert baseline is not None, "a run with points has a baseline"
     if all(objective.weight for objective in config.objectives):
         return None, None
-    ahead = [point for point in points if max(_ratios(point)) < 1]
-    best = "latency_ms" if ahead else "size_bytes"
+    ahead = [point for point in points if over_machines(point.values(), LATENCY_RATIO) < 1]
+    best = LATENCY if ahead else SIZE
     if any(constraint.name == config.metric for constraint in config.constraints):
         return None, best
     sign, operator = ("-", ">=") if config.direction == "maximize" else ("+", "<=")
@@ -203,11 +208,6 @@ def _choice(run: Run, points: Sequence[Point]) -> tuple[str | None, str | None]:
         if any(constraint.violation(point.values(), baseline.values()) <= 0 for point in ahead or points):
             return f"{config.metric}{operator}{bound}", best
     return None, None
-
-
-def _ratios(point: Point) -> tuple[float, ...]:
-    """The ratio of latencies on each machine."""
-    return tuple(one.latency_ratio for one in point.latencies.values())
 
 
 def _told(run: Run, point: Point) -> str:

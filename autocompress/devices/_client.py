@@ -27,6 +27,9 @@ LONG_POLL_S = 20.0
 LOST_AFTER_S = 10.0
 """How long a job is asked for in vain until its agent counts as lost."""
 
+LARGEST_ANSWER_BYTES = 2**24
+"""What an answer in JSON may take: that to a measurement holds the times of all its models."""
+
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _SOON = httpx.Timeout(10.0, connect=5.0)
 """For questions that an agent answers at once if it answers at all."""
@@ -102,7 +105,7 @@ class AgentClient:
         Raises:
             MeasurementError: If it is too large for the agent, or has changed since its digest was taken.
         """
-        if self._ask("HEAD", f"/files/{digest}", may_be=HTTPStatus.NOT_FOUND).is_success:
+        if self._ask("HEAD", f"/files/{digest}", may_be=HTTPStatus.NOT_FOUND) is not None:
             return
         if path.stat().st_size > most_bytes:
             raise MeasurementError(f"{path}: {path.stat().st_size} bytes; {self.address} takes at most {most_bytes}")
@@ -112,12 +115,10 @@ class AgentClient:
     def download(self, digest: str, most_bytes: int) -> bytes:
         """The content of a file; see `_ask` for the errors."""
         with _connection(), self._http.stream("GET", f"/files/{digest}") as answer:
-            content = bytearray()
-            for chunk in answer.iter_bytes():
-                content += chunk
-                if len(content) > most_bytes:
-                    raise MeasurementError(f"device {self.address}: sends more than {most_bytes} bytes")
-        return bytes(_accepted(answer, bytes(content), ""))
+            content = _body(answer, most_bytes)
+        if content is None:
+            raise MeasurementError(f"device {self.address}: sends more than {most_bytes} bytes")
+        return _accepted(answer, content, "")
 
     def submit(self, job: Job, *, if_free: bool = False) -> None:
         """Put a job into the queue, or with `if_free` only into an empty one; one that is there already stays as it is.
@@ -184,16 +185,16 @@ class AgentClient:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _fact(self, kind: type[T], method: str, path: str, **options: Any) -> T:
-        answer = self._ask(method, path, **options)
+        content = self._ask(method, path, **options) or b""
         try:
-            return from_json(kind, answer.content)
+            return from_json(kind, content)
         except (InvalidInput, RecursionError) as error:
             raise AgentRefuses(f"its answer is not an agent's: {error}") from error
 
     def _ask(
         self, method: str, path: str, *, may_be: int | None = None, about: str = "", **options: Any
-    ) -> httpx.Response:
-        """One request and its answer.
+    ) -> bytes | None:
+        """One request, and the body of its answer; None where that has the status `may_be`.
 
         Args:
             may_be: A status code that is an answer, too.
@@ -204,11 +205,21 @@ class AgentClient:
             AgentRefuses: If another try would not help.
             MeasurementError: If what was sent can't be used.
         """
-        with _connection():
-            answer = self._http.request(method, path, **options)
-        if answer.status_code != may_be:
-            _accepted(answer, answer.content, about)
-        return answer
+        with _connection(), self._http.stream(method, path, **options) as answer:
+            content = _body(answer, LARGEST_ANSWER_BYTES)
+        if content is None:
+            raise AgentRefuses(f"its answer is not an agent's: more than {LARGEST_ANSWER_BYTES} bytes")
+        return None if answer.status_code == may_be else _accepted(answer, content, about)
+
+
+def _body(answer: httpx.Response, most_bytes: int) -> bytes | None:
+    """The body of an answer that is being read; None where it is larger, and the rest is not read."""
+    content = bytearray()
+    for chunk in answer.iter_bytes():
+        content += chunk
+        if len(content) > most_bytes:
+            return None
+    return bytes(content)
 
 
 @contextmanager

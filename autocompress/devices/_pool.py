@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from autocompress.devices._client import AgentBusy, AgentClient, AgentLost, AgentRefuses
-from autocompress.errors import DeviceUnavailable
+from autocompress.devices._client import AgentBusy, AgentClient, AgentForgot, AgentLost, AgentRefuses
+from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.profile import HardwareProfile
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
@@ -77,14 +77,22 @@ class Pool:
                 for client, only_if_free in self._by_queue(clients, notes):
                     left_s = max(0.0, self._wait_s - (time.monotonic() - start))
                     with self._noted(client, notes):
-                        done = work(Turn(client, only_if_free, left_s))
-                        self._note_there(client.address)
-                        return done
+                        return self._done(work, Turn(client, only_if_free, left_s))
                 waited_s = time.monotonic() - start
                 if len(notes.refusing) == len(clients) or waited_s >= self._wait_s:
                     raise DeviceUnavailable(self._none_left(notes, waited_s))
                 time.sleep(min(pause_s, self._wait_s - waited_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _done(self, work: Callable[[Turn], T], turn: Turn) -> T:
+        """What comes of a turn; a machine is there, too, that says why the work can't be done."""
+        try:
+            done = work(turn)
+        except MeasurementError:
+            self._note_there(turn.client.address)
+            raise
+        self._note_there(turn.client.address)
+        return done
 
     def _by_queue(self, clients: Sequence[AgentClient], notes: _Notes) -> Iterator[tuple[AgentClient, bool]]:
         """Those that answer, the least busy first, and whether to go there only if it is free; the rest is noted.
@@ -111,13 +119,14 @@ class Pool:
 
     @contextmanager
     def _noted(self, client: AgentClient, notes: _Notes) -> Iterator[None]:
-        """Write down that an agent was lost or refuses, and go on."""
+        """Write down that an agent was lost or refuses, and go on; one that was started anew is not left alone."""
         try:
             yield
         except AgentLost as error:
             notes.said[client.address] = str(error)
-            if not isinstance(error, AgentBusy):
+            if not isinstance(error, AgentBusy | AgentForgot):
                 self._left_alone_until[client.address] = time.monotonic() + LEFT_ALONE_S
+            if not isinstance(error, AgentBusy):
                 self._note_missing(client.address, f"is lost: {error}")
         except AgentRefuses as error:
             notes.said[client.address] = str(error)

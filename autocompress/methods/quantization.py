@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from autocompress.data import Array
+from autocompress.data import Array, batch_size_of
 from autocompress.errors import InfeasiblePlan
 from autocompress.graph.grids import is_clustered
 from autocompress.graph.onnx_fields import attributes_of, replace_entries
@@ -406,7 +406,7 @@ def _learn_ranges(model: nn.Module, names: list[str], calibration: str, context:
     """Round what some layers read, to ranges that start from calibration samples."""
     from autocompress.graph.fake_quantization import quantize_inputs
 
-    size = len(context.examples[0])
+    size = batch_size_of(context.examples)
     batches = islice(context.calibration.batches(size), max(1, OBSERVED_SAMPLES // size))
 
     def find(values: Array) -> Range:

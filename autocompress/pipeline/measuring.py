@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
 from autocompress.data import head
+from autocompress.devices import Device
 from autocompress.formats import onnx_runtime
-from autocompress.measurement import Measurement
+from autocompress.measurement import Measurement, Measurements
 from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, SIZE, on_machine
 from autocompress.pipeline.models import finish, lower, settle
 from autocompress.pipeline.workbench import Workbench
@@ -28,31 +31,31 @@ QUICK = Protocol(min_cpu_s=0.08, max_cpu_s=0.25, interval=0.04)
 """How untrained models are measured: enough to tell 5 % apart."""
 
 
-Measurements = dict[str, Measurement]
-"""Of one model, by the name of the machine's profile, the first machine first."""
-
-
 def measure(
     bench: Workbench, artifacts: Sequence[Artifact], protocol: Callable[[Protocol], Protocol] = lambda usual: usual
 ) -> tuple[Measurements, ...]:
-    """Measure models on every machine, one machine after the other.
+    """Measure models on every machine, on those that are elsewhere at the same time.
 
     Args:
         bench: Task, machines and run directory.
         artifacts: Model files.
         protocol: What is to be done, from what a machine's profile says.
     """
-    found: tuple[Measurements, ...] = tuple({} for _ in artifacts)
-    for device in bench.devices:
-        measured = device.measure(
-            artifacts,
-            bench.reference,
-            examples=bench.task.examples,
-            protocol=protocol(device.profile.protocol),
-        )
-        for of_model, measurement in zip(found, measured, strict=True):
-            of_model[device.profile.name] = measurement
-    return found
+    examples, reference = bench.task.examples, bench.reference
+
+    def on_all_of(devices: Sequence[Device]) -> dict[str, tuple[Measurement, ...]]:
+        return {
+            device.profile.name: device.measure(
+                artifacts, reference, examples=examples, protocol=protocol(device.profile.protocol)
+            )
+            for device in devices
+        }
+
+    with ThreadPoolExecutor(len(bench.places)) as pool:
+        found = ChainMap(*pool.map(on_all_of, bench.places))
+    return tuple(
+        {profile.name: found[profile.name][index] for profile in bench.profiles} for index in range(len(artifacts))
+    )
 
 
 @contextmanager
@@ -137,10 +140,10 @@ def remeasure(
         records: Complete records.
         bench: Task, machine and run directory.
         baseline: Values of the baseline, by which ratios are turned into milliseconds.
-        max_cpu_s: CPU seconds for each model at most, on all machines together.
+        max_cpu_s: CPU seconds for each model at most, on all machines together that can't measure at the same time.
     """
     artifacts = [Artifact.of(bench.artifact_path(record.plan)) for record in records]
-    each_s = max_cpu_s / len(bench.devices)
+    each_s = max_cpu_s / max(map(len, bench.places))
 
     def thorough(usual: Protocol) -> Protocol:
         # without patience: no more time is left than is given
@@ -151,12 +154,5 @@ def remeasure(
         values: dict[str, float] = {}
         for name, measurement in _named(measured):
             values |= _latency(name, measurement, baseline)
-        first, others = split(measured)
-        found.append(Remeasured(record.number, first, others, values))
+        found.append(Remeasured(record.number, measured, values))
     return tuple(found)
-
-
-def split(measured: Measurements) -> tuple[Measurement, Measurements]:
-    """The measurement on the first machine, and those on the others."""
-    (_, first), *others = measured.items()
-    return first, dict(others)

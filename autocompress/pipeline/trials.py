@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
-from autocompress.data import head
+from autocompress.data import batch_size_of, head
 from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, one_line
 from autocompress.formats import onnx_runtime, parity
 from autocompress.graph.inspect import used_layers
-from autocompress.pipeline.measuring import Measurements, measure, measured_untrained, split, values_of
+from autocompress.measurement import Measurements
+from autocompress.pipeline.measuring import measure, measured_untrained, values_of
 from autocompress.pipeline.models import build, finish, lower, steps_of
 from autocompress.pipeline.recovering import begin, forget_weights, recover_and_settle
 from autocompress.pipeline.stopwatch import Stopwatch
@@ -136,7 +137,6 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
         measured = measure(bench, [Artifact.of(path)])[0]
     baseline = screen.baseline if screen else None
     values = {bench.task.the_metric.name: score, **values_of(measured, path, baseline)}
-    measurement, others = split(measured)
     artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
     notes = _notes(plan, measured)
     return Record(
@@ -144,8 +144,7 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
         "complete",
         values=values,
         artifact=artifact,
-        measurement=measurement,
-        other_measurements=others,
+        measurements=measured,
         fold_scores=fold_scores,
         notes=notes,
         details=details,
@@ -176,7 +175,7 @@ def _parity(bench: Workbench, model: nn.Module, plain: ModelProto, graph: ModelP
         ConversionError: If they differ by more than rounding.
     """
     inputs = head(bench.task.split("validation"), PARITY_SAMPLES).samples.inputs
-    size = len(bench.task.examples[0])
+    size = batch_size_of(bench.task.examples)
     exported = onnx_runtime.predictor(plain)
     first = parity.compare(parity.torch_predictor(model), exported, inputs, batch_size=size)
     parity.require(first, parity.FLOAT_TOLERANCE, "ONNX export against torch")

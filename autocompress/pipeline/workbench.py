@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
-from autocompress.data import Array, Batch, head
+from autocompress.data import Array, Batch, batch_size_of, head
 from autocompress.devices import Device, open_device
 from autocompress.formats import parity
 from autocompress.methods import Context
@@ -34,15 +34,13 @@ class Workbench:
 
     Args:
         task: Model, data and metric.
-        profile: The machine.
+        profiles: The machines, at least one; values of the first have no machine in their names.
         directory: The run directory; model files go to `artifacts/` in it.
-        other_profiles: Further machines that models are measured on.
     """
 
     task: Task
-    profile: HardwareProfile
+    profiles: tuple[HardwareProfile, ...]
     directory: Path
-    other_profiles: tuple[HardwareProfile, ...] = ()
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -56,18 +54,19 @@ class Workbench:
 
         return Lessons(self.task, self.teacher)
 
-    @property
-    def profiles(self) -> tuple[HardwareProfile, ...]:
-        """All machines, the first one first."""
-        return (self.profile, *self.other_profiles)
-
     @cached_property
     def devices(self) -> tuple[Device, ...]:
-        """What measures: the machine, and the others; what happens to machines goes to the run's log."""
+        """What measures, in the order of the machines; what happens to machines goes to the run's log."""
         devices = tuple(map(open_device, self.profiles))
         for device in devices:
             device.tell = RunDirectory(self.directory).log
         return devices
+
+    @property
+    def places(self) -> tuple[tuple[Device, ...], ...]:
+        """The devices by where they are: those of one place are profiles of one machine, or of one pool of machines."""
+        addresses = dict.fromkeys(profile.addresses for profile in self.profiles)
+        return tuple(tuple(one for one in self.devices if one.profile.addresses == place) for place in addresses)
 
     @cached_property
     def target(self) -> HardwareProfile:
@@ -80,15 +79,20 @@ class Workbench:
         return Context(self.task.examples, self.task.split("calibration"), self.target, loss=self.task.loss)
 
     @cached_property
+    def validation_inferences(self) -> int:
+        """Inferences of the score on validation data; they are counted, since a loader need not know them."""
+        return sum(1 for _ in self.task.split("validation").batches(batch_size_of(self.task.examples)))
+
+    @cached_property
     def probe_samples(self) -> Batch:
         """Calibration samples on which outputs are compared, a whole number of batches."""
-        size = len(self.task.examples[0])
+        size = batch_size_of(self.task.examples)
         samples = head(self.context.calibration, PROBE_SAMPLES).samples
         return samples[: max(size, len(samples) // size * size)]
 
     def probe_outputs(self, predict: Predict) -> Array:
         """What a model says to these samples."""
-        return parity.outputs_of(predict, self.probe_samples.inputs, batch_size=len(self.task.examples[0]))
+        return parity.outputs_of(predict, self.probe_samples.inputs, batch_size=batch_size_of(self.task.examples))
 
     @cached_property
     def original_outputs(self) -> Array:

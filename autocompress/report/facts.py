@@ -30,6 +30,7 @@ class RunFacts:
         sensitivities: Entries of the sensitivity table, in the order they were made.
         test_fold_scores: Number of a trial to its scores on parts of the test split.
         confirming_s: Seconds that confirming the front took, one number for each model.
+        device_scoring_s: Seconds that scoring on the device took, one number for each model.
         folder: Where the page will lie; links are relative to it.
     """
 
@@ -43,6 +44,7 @@ class RunFacts:
     sensitivities: tuple[Sensitivity, ...]
     test_fold_scores: Mapping[int, tuple[float, ...]]
     confirming_s: tuple[float, ...]
+    device_scoring_s: tuple[float, ...]
     folder: Path
 
     @classmethod
@@ -62,6 +64,7 @@ class RunFacts:
             sensitivities=directory.sensitivities(),
             test_fold_scores={one.number: one.test_fold_scores for one in confirmations},
             confirming_s=tuple(one.seconds for one in confirmations),
+            device_scoring_s=tuple(one.seconds for one in directory.device_scores()),
             folder=folder,
         )
 

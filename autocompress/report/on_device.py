@@ -1,10 +1,12 @@
-"""Scores on the device beside those on the host: where they differ, and which models the device can't run."""
+"""Scores on the device beside those on the host: where they differ, and which models have none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from autocompress.point import Point
+from autocompress.report.table import format_metric
 
 
 def difference(point: Point, metric: str) -> float | None:
@@ -24,7 +26,7 @@ def format_difference(value: float | None, is_percentage: bool) -> str:
 
 
 def told(points: Sequence[Point], metric: str, is_percentage: bool) -> Iterator[str]:
-    """What the scores on the device say, in lines.
+    """What the scores on the device say, in lines; scores that look the same count as the same.
 
     Args:
         points: The models that were to be scored.
@@ -32,7 +34,9 @@ def told(points: Sequence[Point], metric: str, is_percentage: bool) -> Iterator[
         is_percentage: True if the metric is a share in [0, 1].
     """
     found = {point.name: value for point in points if (value := difference(point, metric)) is not None}
-    differing = {name: value for name, value in found.items() if value}
+    shown = partial(format_metric, is_percentage=is_percentage)
+    equal = {point.name for point in points if shown(point.device_score) == shown(point.validation[metric])}
+    differing = {name: value for name, value in found.items() if name not in equal}
     if found and not differing:
         yield f"On the device {metric} is as on the host, for {_models(len(found))}."
     if differing:
@@ -43,7 +47,7 @@ def told(points: Sequence[Point], metric: str, is_percentage: bool) -> Iterator[
         )
     for point in points:
         if point.device_reason:
-            yield f"The device can't run {point.name}: {point.device_reason}"
+            yield f"On the device {point.name} can't be scored: {point.device_reason}"
     missing = sum(point.device_score is None and not point.device_reason for point in points)
     if missing:
         yield f"Not scored on the device: {_models(missing)}."

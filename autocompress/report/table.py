@@ -36,7 +36,7 @@ def point_columns(points: Sequence[Point], metric: str, is_percentage: bool) -> 
         return format_metric(point.test.get(metric), is_percentage)
 
     def device(point: Point) -> str:
-        return "can't run" if point.device_reason else format_metric(point.device_score, is_percentage)
+        return "no score" if point.device_reason else format_metric(point.device_score, is_percentage)
 
     columns = (
         Column("name", "model", lambda point: point.name, 0, is_number=False),

@@ -263,7 +263,7 @@ def _measurements(lines: Sequence[Line]) -> int:
     """Measurements that the records hold: of trials before and after training, of changes, of the front together."""
     trials = sum(("screen" in line["seconds"]) + ("measure" in line["seconds"]) for line in lines if "trial" in line)
     changes = sum(bool(line["values"]) for line in lines if line.get("kind") == "sensitivity")
-    together = [line["measurement"] for line in lines if line.get("kind") == "confirmation"]
+    together = [one for line in lines if line.get("kind") == "confirmation" for one in line["measurements"].values()]
     return trials + changes + len({json.dumps(one["reference_samples"]) for one in together})
 
 
@@ -271,7 +271,7 @@ def _repeated(lines: Sequence[Line]) -> int:
     """How often a number, a plan or raw times come again."""
     trials = [line for line in lines if "trial" in line]
     confirmations = [line for line in lines if line.get("kind") == "confirmation"]
-    times = [one["measurement"]["samples"] for one in (*trials, *confirmations) if one.get("measurement")]
+    times = [one["samples"] for line in (*trials, *confirmations) for one in line["measurements"].values()]
     groups: list[list[Any]] = [
         [one["trial"]["number"] for one in trials],
         [json.dumps(one["trial"]["plan"], sort_keys=True) for one in trials],

@@ -196,7 +196,7 @@ def _own_bytes(process: int) -> int:
 
 def measure_pairs(local: HardwareProfile, remote: HardwareProfile, folder: Path) -> Iterator[Pair]:
     """Each variant by the local device and by the agent, in turn."""
-    bench = Workbench(random_task("resnet20", CifarResNet, (3, 32, 32)), local, folder)
+    bench = Workbench(random_task("resnet20", CifarResNet, (3, 32, 32)), (local,), folder)
     made = {name: artifact for name, artifact in artifacts(bench, VARIANTS) if name in VARIANTS}
     elsewhere = open_device(remote)
     for repetition in range(REPETITIONS):

@@ -84,7 +84,7 @@ def artifacts(bench: Workbench, settings: Mapping[str, Setting]) -> Iterator[tup
     for name, setting in {"fp32": Setting(""), **settings}.items():
         model = build_architecture(bench, setting.architecture)
         view = layer_view(model, bench.task.examples, setting.architecture)
-        plan = plan_of(setting, view, bench.profile).without_recovery()
+        plan = plan_of(setting, view, bench.target).without_recovery()
         finished = finish(settle(bench, build(bench, plan, 0), plan, 0), plan)
         _, graph = lower(finished, plan, replace(bench.context, seed=0))
         path = bench.artifact_path(plan)
@@ -133,8 +133,8 @@ def measure_all(hardware: str) -> tuple[Row, ...]:
         resnet = random_task("resnet20", CifarResNet, (3, 32, 32))
         encoder = random_task("encoder", Encoder, (128, 256))
         return (
-            *measure("ResNet-20", Workbench(resnet, profile, Path(folder) / "resnet20"), RESNET),
-            *measure("encoder", Workbench(encoder, profile, Path(folder) / "encoder"), ENCODER),
+            *measure("ResNet-20", Workbench(resnet, (profile,), Path(folder) / "resnet20"), RESNET),
+            *measure("encoder", Workbench(encoder, (profile,), Path(folder) / "encoder"), ENCODER),
         )
 
 

@@ -95,7 +95,7 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> Cell:
     setting = SETTINGS[name]
     task = _shortened(importlib.import_module(f"experiments.{setting.task}.task").task, options.limit)
     directory = cache_folder() / "methods" / f"{name}-{seed}-{options.epochs}-{options.limit}"
-    bench = Workbench(task, resolve_profile(options.hardware), directory)
+    bench = Workbench(task, (resolve_profile(options.hardware),), directory)
     baseline = run_baseline(Trial(0, Plan()), bench)
     plan = _plan(setting, bench, options.epochs)
     right_after = None
@@ -110,8 +110,8 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> Cell:
         right_after,
         recovered,
         f"{options.epochs or 'all'} epochs, {options.limit or 'all'} samples" if _is_short(options) else "",
-        bench.profile.name,
-        machine(bench.profile),
+        bench.target.name,
+        machine(bench.target),
         versions(),
         commit(),
     )
@@ -119,7 +119,7 @@ def run_cell(name: str, seed: int, options: argparse.Namespace) -> Cell:
 
 def _plan(setting: Setting, bench: Workbench, epochs: int | None) -> Plan:
     model = build_architecture(bench, setting.architecture)
-    plan = plan_of(setting, layer_view(model, bench.task.examples, setting.architecture), bench.profile)
+    plan = plan_of(setting, layer_view(model, bench.task.examples, setting.architecture), bench.target)
     if epochs is None:
         return plan
     return replace(plan, recovery=replace(plan.recovery, epochs=min(epochs, plan.recovery.epochs)))

@@ -100,7 +100,7 @@ def main() -> None:
 
 def measure_all(hardware: str, repetitions: int, folder: Path) -> Iterator[Reading]:
     """Every variant in turn, so that what changes with the hour falls on all alike."""
-    bench = Workbench(random_task("resnet20", CifarResNet, (3, 32, 32)), resolve_profile(hardware), folder)
+    bench = Workbench(random_task("resnet20", CifarResNet, (3, 32, 32)), (resolve_profile(hardware),), folder)
     made = dict(artifacts(bench, VARIANTS))
     made[REFERENCE] = _another(Path(made[REFERENCE].path), folder / "another.onnx")
     examples = folder / "examples.npz"

@@ -110,7 +110,7 @@ class Arena:
         self._space = resolve_epochs(network.space(), network.epochs)
         protocol = Protocol(min_cpu_s=0.05, max_cpu_s=0.15, interval=0.03)
         self.profile = replace(resolve_profile("local"), protocol=protocol)
-        self._bench = Workbench(network.task(), self.profile, self.folder / f"work-{os.getpid()}")
+        self._bench = Workbench(network.task(), (self.profile,), self.folder / f"work-{os.getpid()}")
         self._known: dict[str, Record | Sensitivity] = {}
         self._read_until: dict[Path, int] = {}
         self._file = self.folder / f"evaluations-{os.getpid()}.jsonl"
@@ -227,8 +227,10 @@ class Arena:
     def _keep(self, found: Found) -> Found:
         """Write an evaluation down, without its samples, which fill files and are not looked at here."""
         if isinstance(found, Record):
-            measured = found.measurement and replace(found.measurement, samples=None, reference_samples=None)
-            found = replace(found, measurement=measured)
+            measured = {
+                name: replace(one, samples=None, reference_samples=None) for name, one in found.measurements.items()
+            }
+            found = replace(found, measurements=measured)
             key = found.plan.digest
         else:
             key = f"probe-{found.plan.digest}"

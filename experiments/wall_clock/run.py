@@ -184,7 +184,7 @@ def told(run: Path, strategy: str, commit: str) -> Search:
         budget_s=config.budget_s or 0.0,
         workers=config.workers,
         elapsed_s=round(heartbeat.elapsed_s, 1),
-        cpu=config.profile.cpu,
+        cpu=config.profiles[0].cpu,
         machine=platform.node(),
         versions=dict(config.versions),
         commit=commit,

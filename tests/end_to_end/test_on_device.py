@@ -24,7 +24,7 @@ SPACE = SearchSpace(
 )
 
 
-def test_a_front_is_scored_by_what_the_agent_computes_and_resuming_repeats_nothing(tmp_path: Path) -> None:
+def test_a_front_is_scored_by_what_the_agent_computes_once_that_is_asked_for(tmp_path: Path) -> None:
     with running_agent(tmp_path / "agent", limits=Limits()) as agent:
         board = HardwareProfile("board", device="remote", addresses=(agent.address,), protocol=QUICK)
         run = autocompress.search(
@@ -34,9 +34,10 @@ def test_a_front_is_scored_by_what_the_agent_computes_and_resuming_repeats_nothi
             hardware=replace(board, kernels={"conv": ("int8",), "linear": ("int8",)}),
             strategy="random",
             executor="inline",
-            score_on_device=True,
             output=tmp_path / "run",
         )
+        assert agent.said.count(", run ") == 0
+        run = autocompress.resume(run.path, task=replace(task, test=None), executor="inline", score_on_device=True)
         assert run.baseline is not None
         scored = {point.name: point for point in (run.baseline, *run.points)}
         assert set(scored) == {"000-baseline", "001-int8"}

@@ -99,7 +99,7 @@ class Recorded:
     def measure_together(self, assignment: Assignment, records: tuple[Record, ...], *args: Any) -> Any:
         """The last measurements of the front."""
         found = [self._confirmations[record.number] for record in records]
-        return tuple(Remeasured(one.number, one.measurement, one.other_measurements, one.values) for one in found)
+        return tuple(Remeasured(one.number, one.measurements, one.values) for one in found)
 
 
 def test_a_search_stopped_in_every_phase_goes_on_as_if_it_had_not_been(

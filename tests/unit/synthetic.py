@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autocompress.artifact import Artifact
 from autocompress.measurement import Measurement
-from autocompress.objective import Constraint, make_objectives
+from autocompress.objective import Constraint, make_objectives, measured_objectives, on_machine, parse_constraints
 from autocompress.plan import Plan, Recovery, Scalar, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
@@ -50,7 +50,7 @@ def config(*, task: str = "digits", constraints: Sequence[str] = (), objectives:
         direction="maximize",
         fingerprints={"model": "0123456789abcdef"},
         space=SearchSpace("joint"),
-        profile=HardwareProfile("local", cpu="A Processor"),
+        profiles=(HardwareProfile("local", cpu="A Processor"),),
         objectives=make_objectives(objectives, "accuracy", "maximize"),
         constraints=tuple(Constraint.parse(text) for text in constraints),
         strategy="tpe",
@@ -94,7 +94,7 @@ def complete(number: int, plan: Plan, accuracy: float, latency: float, size: flo
         status="complete",
         values=values,
         artifact=Artifact(f"artifacts/{number}.onnx", "0" * 64, int(400_000 * size)),
-        measurement=measurement(latency),
+        measurements={"local": measurement(latency)},
         seconds={"build": 1.0, "train": 5.0},
         machine="bench",
     )
@@ -145,7 +145,7 @@ def records() -> tuple[Record, ...]:
 def confirmation(number: int, accuracy: float, ratio: float, values: Mapping[str, float] | None = None) -> Confirmation:
     """What the end of the search found of a model."""
     measured = values if values is not None else {"latency_ms": 0.8 * ratio, "latency_ratio": ratio}
-    return Confirmation(number, {"accuracy": accuracy}, measurement(ratio), measured)
+    return Confirmation(number, {"accuracy": accuracy}, {"local": measurement(ratio)}, measured)
 
 
 def on_device() -> tuple[DeviceScore, ...]:
@@ -160,6 +160,44 @@ def scored_on_device(path: Path) -> RunDirectory:
         directory.append(line)
     directory.write_front(directory.records(), directory.confirmations(), directory.device_scores())
     return directory
+
+
+def on_two_machines(path: Path, *, constraints: Sequence[str] = ()) -> RunDirectory:
+    """A finished search for a phone, as that of `make_run`, and a server on which models are slower the faster there.
+
+    Their latency ratios on the server are 0.9, 0.6 and 1.2, so that the geometric mean over both is lowest for model 2.
+    """
+    machines = ("phone", "server")
+    ratios = {0: 1.0, 1: 0.9, 2: 0.6, 3: 1.2}
+    known = ("accuracy", *(one.name for one in measured_objectives(machines)))
+    directory = RunDirectory.create(path)
+    directory.write_config(
+        replace(
+            config(),
+            profiles=tuple(map(HardwareProfile, machines)),
+            objectives=make_objectives((), "accuracy", "maximize", machines),
+            constraints=parse_constraints(tuple(constraints), known),
+        )
+    )
+    lines = [_on_both(record, ratios[record.number]) for record in (baseline(), *(complete(*row) for row in FRONT))]
+    for record in lines:
+        (path / f"artifacts/{record.number}.onnx").write_bytes(f"model {record.number}".encode())
+        directory.append(record)
+    directory.write_front(lines, (), ())
+    directory.beat("complete", 171.5)
+    return directory
+
+
+def _on_both(record: Record, ratio: float) -> Record:
+    """The record of a search on one machine with a second one, twice as fast and with that latency ratio."""
+    first, second = record.values, {"latency_ms": 0.4 * ratio, "latency_ratio": ratio, "peak_memory_bytes": 1e6}
+    own = {
+        on_machine(name, machine): values[name]
+        for name in second
+        for machine, values in (("phone", first), ("server", second))
+    }
+    measurements = {"phone": measurement(first["latency_ratio"]), "server": measurement(ratio)}
+    return replace(record, values={**first, **own}, measurements=measurements)
 
 
 def make_run(path: Path, *, config: RunConfig = config(), confirm: bool = True) -> RunDirectory:  # noqa: B008

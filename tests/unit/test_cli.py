@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from synthetic import complete, make_run, scored_on_device
+from synthetic import complete, make_run, on_two_machines, scored_on_device
 from typer.testing import CliRunner
 
 from autocompress import api
@@ -253,13 +254,41 @@ def test_the_end_of_a_search_points_to_the_fastest_model_that_loses_little(
     assert f"({chosen.name}: accuracy 96.80 %, test accuracy 96.60 %, × latency 0.50, " in out
 
 
+def test_the_end_of_a_search_on_several_machines_points_to_the_fastest_on_the_whole(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Model 3 is fastest on the phone, and slower than the baseline on the server."""
+    run = Run(on_two_machines(project / "run", constraints=("accuracy>=90%",)).path)
+    monkeypatch.setattr(api, "search", Calls(run))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["search", "task.py"]) == 0
+    out = capsys.readouterr().out
+    assert {"× phone", "× server", "latency phone", "latency server"} <= set(re.split("  +", out.splitlines()[1]))
+    assert f"choose: autocompress pick {run.path} --best latency_ms --output model.onnx" in out
+    assert "(002-width_0.5: accuracy 95.50 %, × phone 0.40, × server 0.60, × size 0.30)" in out
+
+
+def test_the_end_of_a_search_on_several_machines_names_the_nearest(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(on_two_machines(project / "run", constraints=("latency_ms<=0.35x",)).path)
+    monkeypatch.setattr(api, "search", Calls(run))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["search", "task.py"]) == 0
+    out = capsys.readouterr().out
+    assert "No model obeys latency_ms@phone<=0.35x, latency_ms@server<=0.35x. The nearest:" in out
+    assert "latency_ms@server<=0.35x by 71.4 %" in out
+    assert f"files of the nearest: {run.path / 'near_misses'}" in out
+
+
 def test_resume_hands_on_what_may_change(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resume = Calls(run)
     monkeypatch.setattr(api, "resume", resume)
-    words = ["--budget", "1h", "--trials", "9", "--workers", "1", "--accept-changes"]
+    words = ["--budget", "1h", "--trials", "9", "--workers", "1", "--score-on-device", "--accept-changes"]
     assert main(["search", "--resume", str(run.path), *words]) == 0
     assert resume.positional == (run.path,)
-    assert resume.options == {"task": None, "budget": "1h", "trials": 9, "workers": 1, "accept_changes": True}
+    numbers = {"budget": "1h", "trials": 9, "workers": 1}
+    assert resume.options == {"task": None, **numbers, "score_on_device": True, "accept_changes": True}
 
 
 @pytest.mark.parametrize("option", ["space", "hardware", "seed", "objectives", "constraints", "output", "strategy"])
@@ -366,7 +395,7 @@ def test_show_tells_where_the_device_scores_differently(tmp_path: Path, capsys: 
     out = capsys.readouterr().out
     assert "device accuracy" in out
     assert "differs from that on the host for 1 of 2 models, most for 001-int8: -0.21 points." in out
-    assert "The device can't run 002-width_0.5: no kernel for <Erf>" in out
+    assert "On the device 002-width_0.5 can't be scored: no kernel for <Erf>" in out
     assert "Not scored on the device: 1 model." in out
 
 
@@ -508,6 +537,7 @@ def test_a_file_may_name_several_machines_and_other_commands_take_the_first(proj
     config = find_config(project)
     assert config.hardware == [str(project / "boards" / "phone.yaml"), "local"]
     assert config.machine == str(project / "boards" / "phone.yaml")
+    assert config.machines == (config.machine, "local")
 
 
 def test_a_project_without_configuration_has_an_empty_one(project: Path) -> None:
@@ -568,6 +598,19 @@ def test_the_live_view_tells_time_trials_best_points_and_front(run: Run, width: 
     assert "fastest within 1 point: 0.50× at 96.80 %" in text
     assert "003-int8: done" in text
     assert all(point.name[:10] in text for point in run.points)
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_live_view_tells_the_fastest_on_each_machine(tmp_path: Path, width: int) -> None:
+    run = Run(on_two_machines(tmp_path / "run").path)
+    console = Console(width=width, height=30, file=io.StringIO(), record=True)
+    console.print(render(snapshot(run), "003-int8: done", width=width, height=30))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "fastest within 1 point on phone: 0.50× at 96.80 % (001-int8)" in text
+    assert "fastest within 1 point on server: 0.90× at 96.80 % (001-int8)" in text
+    assert "× phone" in text
+    assert "× server" in text
 
 
 def test_the_live_view_is_no_taller_than_the_terminal(run: Run) -> None:

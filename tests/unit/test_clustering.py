@@ -142,7 +142,7 @@ def test_integers_lie_on_one_grid_for_the_layer() -> None:
 @pytest.mark.parametrize("setting", [{"bits": 2}, {"bits": 4, "integers": True}])
 def test_values_stay_few_in_recovery(setting: dict[str, Scalar]) -> None:
     settings = {"inner": setting, "outer": setting, "stem": {"bits": 4}}
-    bench = Workbench(task, resolve_profile("fake"), Path())
+    bench = Workbench(task, (resolve_profile("fake"),), Path())
     model = Clustering()(task.build_model(), settings, bench.context)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     recover(
@@ -158,7 +158,7 @@ def test_values_stay_few_in_recovery(setting: dict[str, Scalar]) -> None:
 
 
 def test_sparsity_and_clustering_hold_together_after_recovery(tmp_path: Path) -> None:
-    bench = Workbench(task, resolve_profile("fake"), tmp_path)
+    bench = Workbench(task, (resolve_profile("fake"),), tmp_path)
     zeros = {"inner": {"sparsity": 0.7}, "outer": {"pattern": "2:4"}}
     values = {"inner": {"bits": 3}, "outer": {"bits": 4}}
     model = Sparsity()(task.build_model(), zeros, bench.context)
@@ -173,7 +173,7 @@ def test_sparsity_and_clustering_hold_together_after_recovery(tmp_path: Path) ->
 
 
 def test_a_whole_trial_with_zeros_and_codebooks_is_carried_out(tmp_path: Path) -> None:
-    bench = Workbench(task, resolve_profile("fake"), tmp_path)
+    bench = Workbench(task, (resolve_profile("fake"),), tmp_path)
     run_baseline(Trial(0, Plan()), bench)
     layers = ("inner", "outer")
     steps = (

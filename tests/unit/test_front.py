@@ -61,7 +61,7 @@ def test_a_difference_that_measuring_leaves_open_is_none() -> None:
     fast = record(0, {"accuracy": 0.98, "latency_ms": 0.48, "size_bytes": 9.0})
     good = record(1, {"accuracy": 0.99, "latency_ms": 0.50, "size_bytes": 9.0})
     for measured, numbers in ((narrow, [1, 0]), (wide, [1])):
-        pair = [replace(one, measurement=measured) for one in (fast, good)]
+        pair = [replace(one, measurements={"test": measured}) for one in (fast, good)]
         assert [kept.number for kept in pareto_front(pair, OBJECTIVES)] == numbers
 
 

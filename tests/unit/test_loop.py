@@ -20,7 +20,7 @@ from autocompress.objective import make_objectives
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
-from autocompress.record import DeviceScore, Proposal, Record, Remeasured, SplitScore, Trial
+from autocompress.record import DeviceScore, Proposal, Record, Remeasured, SplitScore, TooSlow, Trial
 from autocompress.run_directory import PHASES, RunConfig, RunDirectory, RunStatus
 from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
@@ -72,7 +72,7 @@ class Bench:
             direction="maximize",
             fingerprints={},
             space=SearchSpace("test"),
-            profile=HardwareProfile("test"),
+            profiles=(HardwareProfile("test"),),
             objectives=make_objectives((), "accuracy", "maximize"),
             constraints=(),
             strategy="listed",
@@ -95,7 +95,7 @@ class Bench:
         path = self.directory.path / "artifacts" / f"{trial.plan.digest}.onnx"
         path.write_bytes(trial.plan.digest.encode())
         artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
-        return Record(trial, "complete", values=values, artifact=artifact, measurement=MEASURED)
+        return Record(trial, "complete", values=values, artifact=artifact, measurements={"test": MEASURED})
 
     def improving(self, trial: Trial) -> Record:
         """Each trial faster and less accurate than the one before."""
@@ -132,7 +132,7 @@ class Bench:
     def _test_score(self, record: Record) -> Future[SplitScore]:
         return done(SplitScore({"accuracy": record.values["accuracy"] - 0.01}))  # type: ignore[no-any-return]
 
-    def _device_score(self, record: Record) -> Future[DeviceScore]:
+    def _device_score(self, record: Record, limit_s: float) -> Future[DeviceScore | TooSlow]:
         self.scored_on_device.append(record.number)
         return done(DeviceScore(record.number, record.values["accuracy"], seconds=0.1))  # type: ignore[no-any-return]
 
@@ -141,7 +141,9 @@ class Bench:
     ) -> Future[tuple[Remeasured, ...]]:
         return done(
             tuple(
-                Remeasured(r.number, MEASURED, {}, {name: r.values[name] for name in ("latency_ms", "latency_ratio")})
+                Remeasured(
+                    r.number, {"test": MEASURED}, {name: r.values[name] for name in ("latency_ms", "latency_ratio")}
+                )
                 for r in records
             )
         )
@@ -555,11 +557,11 @@ def failing(bench: Bench, error: Exception, number: int) -> None:
     """Have the score of one model on the device end in an error."""
     score = bench._device_score
 
-    def one_fails(record: Record) -> Future[DeviceScore]:
-        future = score(record)
+    def one_fails(record: Record, limit_s: float) -> Future[DeviceScore | TooSlow]:
+        future = score(record, limit_s)
         if record.number != number:
             return future
-        failed: Future[DeviceScore] = Future()
+        failed: Future[DeviceScore | TooSlow] = Future()
         failed.set_exception(error)
         return failed
 
@@ -594,8 +596,8 @@ def test_a_score_on_the_device_that_is_recorded_is_not_computed_again(tmp_path: 
 
 def test_a_model_that_the_device_can_not_run_is_told_and_not_tried_again(tmp_path: Path) -> None:
     bench, score = Bench(tmp_path / "run", score_on_device=True), Bench._device_score
-    bench._device_score = lambda record: (  # type: ignore[method-assign]
-        score(bench, record) if record.number != 2 else done(DeviceScore(2, None, "no kernel for Erf"))
+    bench._device_score = lambda record, limit_s: (  # type: ignore[method-assign]
+        score(bench, record, limit_s) if record.number != 2 else done(DeviceScore(2, None, "no kernel for Erf"))
     )
     assert bench.run(Listed(plans(3))) == "complete"
     assert "model 2 can't be scored on the device: no kernel for Erf" in log_of(bench)
@@ -620,7 +622,7 @@ def test_a_device_that_is_lost_ends_the_scoring_but_not_the_search_and_is_tried_
 
 def test_a_pool_scores_as_many_models_at_one_time_as_it_has_machines(tmp_path: Path) -> None:
     pool = HardwareProfile("pool", device="remote", addresses=("http://a:1", "http://b:1", "http://c:1"))
-    bench = Bench(tmp_path / "run", score_on_device=True, profile=pool, workers=2)
+    bench = Bench(tmp_path / "run", score_on_device=True, profiles=(pool,), workers=2)
     failing(bench, DeviceUnavailable("the board is off"), 1)
     bench.run(Listed(plans(3)))
     assert bench.scored_on_device == [0, 1, 2], "two workers"
@@ -637,7 +639,29 @@ def test_the_budget_keeps_time_for_scoring_on_the_device_but_a_share_of_it_at_mo
     slow.run(Listed(plans(1)), spent_s=50.0)
     assert len(slow.ran) == 1
     assert slow.scored_on_device == []
-    assert "no time left to score on the device (models: 1)" in log_of(slow)
+    assert "scoring on the device ended: no time is left (models without a score: 1)" in log_of(slow)
+
+
+def test_nothing_of_the_budget_is_kept_for_a_device_that_is_too_slow(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=100.0, score_on_device=True)
+    bench._device_score = lambda record, limit_s: done(TooSlow(record.number, 200.0))  # type: ignore[method-assign]
+    bench.run(Listed(plans(1)), spent_s=88.0)
+    assert len(bench.ran) == 1
+    assert "model 0 is not scored on the device: that would take about 3m 20s" in log_of(bench)
+    assert bench.directory.device_scores() == (), "a larger budget may try again"
+
+
+def test_what_one_machine_scored_is_kept_where_another_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.loop.waiting.GRACE_S", -45.0)
+    pool = HardwareProfile("pool", device="remote", addresses=("http://a:1", "http://b:1"))
+    bench = Bench(tmp_path / "run", score_on_device=True, profiles=(pool,), workers=2, budget_s=60.0)
+    score = bench._device_score
+    bench._device_score = lambda record, limit_s: (  # type: ignore[method-assign]
+        Future() if record.number == 1 else score(record, limit_s)
+    )
+    assert bench.run(Listed(plans(2)), spent_s=12.0) == "complete"
+    assert {one.number for one in bench.directory.device_scores()} == {0, 2}
+    assert "scoring on the device ended: MeasurementError: its time is spent" in log_of(bench)
 
 
 def test_measuring_the_front_leaves_scoring_on_the_device_its_time(tmp_path: Path) -> None:
@@ -660,9 +684,10 @@ def test_measuring_the_front_leaves_scoring_on_the_device_its_time(tmp_path: Pat
 
 
 def test_a_device_that_takes_too_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autocompress.loop.DEVICE_SHARE", 0.01)
+    monkeypatch.setattr("autocompress.loop.device_scoring.SHARE", 0.01)
+    monkeypatch.setattr("autocompress.loop.device_scoring.SCORE_S", 0.1)
     bench = Bench(tmp_path / "run", budget_s=60.0, score_on_device=True)
-    bench._device_score = lambda record: Future()  # type: ignore[method-assign]
+    bench._device_score = lambda record, limit_s: Future()  # type: ignore[method-assign]
     assert bench.run(Listed(plans(1)), spent_s=40.0) == "complete"
     assert bench.killed >= 1
     assert len(bench.ran) == 1
@@ -671,7 +696,7 @@ def test_a_device_that_takes_too_long_is_not_waited_for(tmp_path: Path, monkeypa
 
 def test_two_requests_to_stop_end_the_scoring_on_the_device(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run", score_on_device=True)
-    bench._device_score = lambda record: Future()  # type: ignore[method-assign]
+    bench._device_score = lambda record, limit_s: Future()  # type: ignore[method-assign]
     Timer(0.3, setattr, (bench.interrupts, "count", 2)).start()
     assert bench.run(Listed(plans(1))) == "stopped"
     assert bench.directory.device_scores() == ()

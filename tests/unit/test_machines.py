@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 
 import autocompress
-from autocompress.devices import resolve_profile
+from autocompress.artifact import Artifact
+from autocompress.devices import Device, resolve_profile
+from autocompress.devices.fake import FakeDevice
+from autocompress.devices.remote import RemoteDevice
 from autocompress.errors import InvalidInput, UnknownName
 from autocompress.front import told_apart
 from autocompress.measurement import Measurement
 from autocompress.objective import Constraint, is_measured, make_objectives, measured_objectives, parse_constraints
+from autocompress.pipeline import Workbench, measuring
 from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile, made_for
 from autocompress.record import Record, Trial
@@ -83,6 +90,23 @@ def test_a_machine_that_is_not_measured_on_is_refused_by_name() -> None:
         Constraint.parse("latency_ms@phone<=50%")
 
 
+def test_a_latency_without_a_machine_is_that_on_each() -> None:
+    weighted = make_objectives(("accuracy:10", "latency_ms:1"), "accuracy", "maximize", BOTH)
+    assert {one.name: one.weight for one in weighted} == {
+        "accuracy": 10.0,
+        "latency_ms@phone": 0.5,
+        "latency_ms@server": 0.5,
+    }
+    with pytest.raises(InvalidInput, match="'latency_ms@phone' is given 2 times"):
+        make_objectives(("accuracy", "latency_ms", "latency_ms@phone"), "accuracy", "maximize", BOTH)
+    known = tuple(one.name for one in measured_objectives(BOTH))
+    assert [str(one) for one in parse_constraints(("latency_ms<=0.5x", "size_bytes<=5"), known)] == [
+        "latency_ms@phone<=0.5x",
+        "latency_ms@server<=0.5x",
+        "size_bytes<=5",
+    ]
+
+
 def test_intervals_of_a_latency_are_those_of_its_machine() -> None:
     objectives = make_objectives((), "accuracy", "maximize", BOTH)
     sharp = Measurement(1.0, 1.0, (0.999, 1.001), 1.0, 1.0, 1.0, 1, 0, 1, "test")
@@ -94,8 +118,7 @@ def test_intervals_of_a_latency_are_those_of_its_machine() -> None:
             Trial(number, Plan()),
             "complete",
             values=values,
-            measurement=sharp,
-            other_measurements={"server": vague},
+            measurements={"phone": sharp, "server": vague},
         )
 
     on_phone = (record(1, 1.0, 1.0), record(2, 1.05, 0.9))
@@ -125,11 +148,11 @@ def test_every_model_is_measured_on_every_machine(run: Run) -> None:
     assert len(complete) > 2
     for record in complete:
         values = record.values
-        assert record.measurement is not None
+        assert tuple(record.measurements) == BOTH
+        assert record.measurement == record.measurements["phone"]
         assert values["latency_ms"] == values["latency_ms@phone"]
-        assert values["latency_ratio@phone"] == record.measurement.latency_ratio
-        assert values["latency_ratio@server"] == record.other_measurements["server"].latency_ratio
-        assert set(record.other_measurements) == {"server"}
+        assert values["latency_ratio@phone"] == record.measurements["phone"].latency_ratio
+        assert values["latency_ratio@server"] == record.measurements["server"].latency_ratio
 
 
 def test_what_is_fast_on_one_machine_alone_is_told_apart(run: Run) -> None:
@@ -167,6 +190,7 @@ def test_all_machines_are_shown(run: Run) -> None:
     assert "accuracy against latency on phone" in page
     assert "accuracy against latency on server" in page
     assert "lowest latency on server" in page
+    assert "phone (fake), server (fake) · " in page
     integers = next(record for record in RunDirectory(run.path).records() if "int8" in str(record.plan.steps))
     told = ", ".join(f"{integers.values[f'latency_ratio@{name}']:.2f}x" for name in BOTH)
     assert f"latency {told}, size" in (run.path / "log.txt").read_text(encoding="utf-8")
@@ -176,6 +200,15 @@ def test_a_constraint_on_one_machine_holds_there(tmp_path: Path) -> None:
     run = search(tmp_path / "run", trials=4, constraints=("latency_ms@server<=0.9x",))
     assert run.points
     assert all(point.machines["server"].latency_ratio <= 0.9 for point in run.points if point.number)
+
+
+def test_weights_and_constraints_without_a_machine_are_those_of_all(tmp_path: Path) -> None:
+    asked = {"objectives": ("accuracy:10", "latency_ms:1"), "constraints": ("latency_ms<=0.9x",)}
+    run = search(tmp_path / "run", trials=4, **asked)
+    assert [one.name for one in run.config.objectives] == ["accuracy", "latency_ms@phone", "latency_ms@server"]
+    assert run.points
+    assert all(one.latency_ratio <= 0.9 for point in run.points for one in point.machines.values())
+    assert run.pick() in run.points
 
 
 def test_a_search_may_have_three_machines(tmp_path: Path) -> None:
@@ -229,3 +262,27 @@ def test_machines_that_can_not_be_told_apart_are_refused(
     with pytest.raises(InvalidInput, match=message):
         search(tmp_path / "run", hardware=profiles)
     assert not (tmp_path / "run").exists()
+
+
+def test_machines_elsewhere_measure_at_the_same_time_and_profiles_of_one_place_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = [HardwareProfile(name, device="fake") for name in ("one", "two")]
+    there = HardwareProfile("there", device="remote", addresses=("http://board:1",))
+    bench = Workbench(task, (*here, there), tmp_path)
+    together, order = Barrier(2), list[str]()
+
+    def measure(device: Device, artifacts: Sequence[Artifact], *_: object, **__: object) -> Any:
+        order.append(device.profile.name)
+        if device.profile.name != "two":
+            together.wait(timeout=60)
+        return tuple(f"{device.profile.name}{index}" for index, _ in enumerate(artifacts))
+
+    for kind in (FakeDevice, RemoteDevice):
+        monkeypatch.setattr(kind, "measure", measure)
+    monkeypatch.setattr(Workbench, "reference", None)
+    found: Any = measuring.measure(bench, [Artifact("a", "0" * 64, 1), Artifact("b", "1" * 64, 1)])
+    assert [list(one.items()) for one in found] == [
+        [(name, f"{name}{index}") for name in ("one", "two", "there")] for index in range(2)
+    ]
+    assert order.index("two") > order.index("one")

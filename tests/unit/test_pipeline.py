@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ from autocompress.pipeline import (
 )
 from autocompress.pipeline.on_device import together
 from autocompress.plan import Plan, Recovery, Step
-from autocompress.record import TAKEN_UP, Record, SplitScore, Trial
+from autocompress.record import TAKEN_UP, Record, SplitScore, TooSlow, Trial
 from autocompress.recovery import Lessons, Recovered
 from autocompress.screen import Screen
 from autocompress.space import Int, SearchSpace
@@ -54,7 +55,7 @@ WRONG = Plan(steps=(Step("channel_pruning", {"nowhere": {"pruning_ratio": 0.5}})
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Workbench:
-    return Workbench(task, resolve_profile("fake"), tmp_path)
+    return Workbench(task, (resolve_profile("fake"),), tmp_path)
 
 
 @pytest.fixture
@@ -315,7 +316,7 @@ def test_a_penalty_that_no_epoch_would_see_is_refused(bench: Workbench, baseline
 def test_inner_layers_are_taught_where_the_plan_asks_for_it(bench: Workbench, baseline: Record) -> None:
     record = run_trial(Trial(1, replace(HELD, recovery=Recovery(epochs=2, feature_weight=1.0))), bench)
     assert record.status == "complete", record.reason
-    wrong = Workbench(replace(task, features=("iner",)), bench.profile, bench.directory)
+    wrong = Workbench(replace(task, features=("iner",)), bench.profiles, bench.directory)
     record = run_trial(Trial(2, replace(PRUNED, recovery=Recovery(epochs=1, feature_weight=1.0))), wrong)
     assert "the model has no layer 'iner'; did you mean 'inner'" in record.reason
 
@@ -329,7 +330,7 @@ def test_a_metric_that_raises_ends_the_baseline_with_its_traceback(tmp_path: Pat
     def broken(outputs: object, targets: object) -> float:
         raise ZeroDivisionError("my metric")
 
-    bench = Workbench(replace(task, metric=Metric("mine", broken)), resolve_profile("fake"), tmp_path)
+    bench = Workbench(replace(task, metric=Metric("mine", broken)), (resolve_profile("fake"),), tmp_path)
     with pytest.raises(TaskFailed, match="my metric") as caught:
         run_baseline(Trial(0, Plan()), bench)
     assert "in broken" in caught.value.traceback
@@ -339,7 +340,7 @@ def test_test_data_is_scored_on_request(bench: Workbench, baseline: Record) -> N
     found = score_test(baseline, bench)
     assert 0.8 < found.values["accuracy"] < 1
     assert np.mean(found.fold_scores) == pytest.approx(found.values["accuracy"], abs=0.02)
-    without = Workbench(replace(task, test=None), bench.profile, bench.directory)
+    without = Workbench(replace(task, test=None), bench.profiles, bench.directory)
     assert score_test(baseline, without) == SplitScore()
 
 
@@ -369,6 +370,34 @@ def test_a_slow_model_is_run_on_few_samples_at_a_time(
     assert set(counts) == {100}, "each run half a minute"
 
 
+def test_scoring_on_a_device_that_is_too_slow_is_not_begun(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(FakeDevice, "run")
+    slow = replace(baseline, values={**baseline.values, "latency_ms": 300.0})
+    found = score_on_device(slow, bench, limit_s=10.0)
+    assert found == TooSlow(0, pytest.approx(0.3 * bench.validation_inferences))
+
+
+def test_scoring_on_the_device_is_given_up_once_it_shows_how_long_it_takes(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, run = [], FakeDevice.run
+
+    def slowly(self: FakeDevice, artifact: Artifact, inputs: Any, *, batch_size: int | None = None) -> Any:
+        ran.append(len(inputs[0]))
+        time.sleep(0.05)
+        return run(self, artifact, inputs, batch_size=batch_size)
+
+    monkeypatch.setattr(FakeDevice, "run", slowly)
+    monkeypatch.setattr("autocompress.pipeline.on_device.RUN_BYTES", bench.task.examples[0].nbytes)
+    limit_s = baseline.values["latency_ms"] / 1000 * bench.validation_inferences + 0.01
+    found = score_on_device(baseline, bench, limit_s=limit_s)
+    assert isinstance(found, TooSlow)
+    assert found.seconds > limit_s
+    assert ran == [1]
+
+
 @pytest.mark.parametrize("error", [MeasurementError("no kernel for Erf\nat all"), DeviceUnavailable("off")])
 def test_what_a_device_can_not_do_with_a_model_is_a_reason_and_a_lost_device_an_error(
     error: Exception, bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
@@ -391,7 +420,7 @@ def test_a_model_that_gives_no_numbers_on_the_device_has_no_score(
     run = FakeDevice.run
     monkeypatch.setattr(FakeDevice, "run", lambda *a, **b: tuple(np.nan * one for one in run(*a, **b)))
     task_of_nan = replace(task, metric=Metric("mean", lambda outputs, targets: float(outputs.mean())))
-    found = score_on_device(replace(baseline), Workbench(task_of_nan, bench.profile, bench.directory))
+    found = score_on_device(replace(baseline), Workbench(task_of_nan, bench.profiles, bench.directory))
     assert found.score is None
     assert "is nan" in found.reason
 
@@ -422,7 +451,7 @@ def test_copies_of_the_original_may_be_narrower_shallower_and_both(tmp_path: Pat
         stages = nn.Sequential(*(ResidualBlock(16, 16, 1) for _ in range(4)))
         return nn.Sequential(nn.Conv2d(1, 16, 3), stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
 
-    bench = Workbench(replace(task, model=blocks()), resolve_profile("fake"), tmp_path)
+    bench = Workbench(replace(task, model=blocks()), (resolve_profile("fake"),), tmp_path)
     models, refused = survey_architectures(bench, SearchSpace("all", widths=(0.5,), depths=(0.5,), students=False))
     assert refused == {}
     macs = {name: view.macs for name, view in models.items()}
@@ -434,7 +463,7 @@ def test_every_architecture_has_its_attention_written_out(tmp_path: Path) -> Non
     specimen = SPECIMENS["attention"]
     data = (specimen.samples(8), np.zeros(8, np.int64))
     own = Task(name="attention", model=specimen.model(), train=data, validation=data, students={"own": specimen.build})
-    bench = Workbench(own, resolve_profile("fake"), tmp_path)
+    bench = Workbench(own, (resolve_profile("fake"),), tmp_path)
     models, _ = survey_architectures(bench, SearchSpace("all", widths=(0.5,)))
     assert set(models) == {"original", "width_0.5", "own"}
     for view in models.values():
@@ -443,7 +472,7 @@ def test_every_architecture_has_its_attention_written_out(tmp_path: Path) -> Non
 
 def test_the_survey_of_a_student_with_many_variants_looks_at_some(tmp_path: Path) -> None:
     own = replace(task, students={"own": Student(Net, width=Int(1, 39))})
-    bench = Workbench(own, resolve_profile("fake"), tmp_path)
+    bench = Workbench(own, (resolve_profile("fake"),), tmp_path)
     models, refused = survey_architectures(bench, SearchSpace("few", variants=3))
     assert set(models) == {"original", "own(width=20)", "own(width=1)", "own(width=39)"}
     assert refused == {}

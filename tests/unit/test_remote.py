@@ -15,6 +15,8 @@ import pytest
 
 from autocompress.cli import main
 from autocompress.devices import open_device
+from autocompress.devices._client import AgentForgot, AgentLost
+from autocompress.devices._pool import Pool, Turn
 from autocompress.devices.agent.messages import Job
 from autocompress.devices.remote import RemoteDevice
 from autocompress.errors import DeviceUnavailable, InvalidInput, MeasurementError
@@ -179,6 +181,40 @@ def test_a_job_that_was_lost_on_a_machine_is_found_there_again(
     assert last == f"machine {address} is back"
 
 
+def test_a_machine_that_comes_back_with_a_model_that_fails_is_back(agent: Agent, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def deaf_at_first(method: str, path: str, answer: bytes) -> bytes | None:
+        asked.append(path)
+        return None if len(asked) == 1 else answer
+
+    with between(agent, deaf_at_first) as address:
+        device, events = remote(address, time_limit_s=1.0), list[str]()
+        device.tell = events.append
+        with pytest.raises(MeasurementError, match="not done within"):
+            device.measure([], artifact(tmp_path / "endless.onnx", endless()), examples=EXAMPLES)
+    lost, back = events
+    assert lost.startswith(f"machine {address} is lost: no answer")
+    assert back == f"machine {address} is back"
+
+
+@pytest.mark.parametrize(("error", "goes_on"), [(AgentForgot("no such job"), True), (AgentLost("no answer"), False)])
+def test_a_machine_that_was_started_anew_is_asked_again_and_a_lost_one_left_alone(
+    agent: Agent, error: Exception, goes_on: bool
+) -> None:
+    errors = [error]
+
+    def work(turn: Turn) -> str:
+        if errors:
+            raise errors.pop()
+        return turn.client.address
+
+    with between(agent, lambda method, path, answer: answer) as other:
+        pool = Pool(remote(agent.address, other).profile, tell=lambda event: None)
+        assert pool.somewhere(work) == other
+        assert pool.somewhere(work) == (agent.address if goes_on else other)
+
+
 @pytest.mark.parametrize(
     ("changed", "why"),
     [
@@ -224,6 +260,16 @@ def test_outputs_that_are_no_arrays_are_refused(agent: Agent, tmp_path: Path, co
 
     with between(agent, lie) as liar, pytest.raises(DeviceUnavailable, match=rf"{liar}: the outputs that it sent"):
         remote(liar).run(model_file, EXAMPLES)
+
+
+def test_an_answer_without_an_end_is_refused(agent: Agent, tmp_path: Path) -> None:
+    model_file = artifact(tmp_path / "model.onnx", relu())
+
+    def lie(method: str, path: str, answer: bytes) -> bytes:
+        return answer + b" " * 2**24 if path.startswith("/v1/capabilities") else answer
+
+    with between(agent, lie) as liar, pytest.raises(DeviceUnavailable, match=rf"{liar}: .*more than 16777216 bytes"):
+        remote(liar).measure([], model_file, examples=EXAMPLES)
 
 
 def test_an_answer_about_another_job_is_refused(agent: Agent, tmp_path: Path) -> None:
@@ -336,6 +382,22 @@ def test_the_machines_of_a_profile_are_listed(agent: Agent, tmp_path: Path, caps
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{agent.address}: free; ")
     assert second.startswith(f"{NOBODY}: unavailable: no answer")
+
+
+def test_the_machines_of_all_profiles_are_listed(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, address in (("phone", agent.address), ("server", NOBODY)):
+        (tmp_path / f"{name}.yaml").write_text(f"device: remote\naddresses: ['{address}']\n")
+    (tmp_path / "autocompress.yaml").write_text("hardware: [phone.yaml, server.yaml, fake]\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["device", "list"]) == 0
+    phone, server, fake = capsys.readouterr().out.splitlines()
+    assert phone.startswith(f"phone: {agent.address}: free; ")
+    assert server.startswith(f"server: {NOBODY}: unavailable: no answer")
+    assert fake == "fake: its device is 'fake', which needs no agent"
+    assert main(["device", "list", "--hardware", "server.yaml", "--hardware", "fake"]) == 0
+    assert [line[:5] for line in capsys.readouterr().out.splitlines()] == ["serve", "fake:"]
 
 
 @pytest.mark.parametrize("words", [["list", "--hardware", "fake"], ["check", "fake"]])

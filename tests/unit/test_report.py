@@ -155,10 +155,10 @@ def test_the_luck_of_the_choice_is_as_sure_as_samples_allow(
 def test_scores_on_the_device_stand_beside_those_on_the_host(tmp_path: Path) -> None:
     text = text_of(scored_on_device(tmp_path / "run"), "device_scores", tmp_path)
     assert "differs from that on the host for 1 of 2 models, most for 001-int8: -0.21 points." in text
-    assert "The device can&#x27;t run 002-width_0.5: no kernel for &lt;Erf&gt;" in text
+    assert "On the device 002-width_0.5 can&#x27;t be scored: no kernel for &lt;Erf&gt;" in text
     assert "Not scored on the device: 1 model." in text
     assert "000-baseline 97.00 % 97.00 % +0.00 points 001-int8 96.80 % 96.59 % -0.21 points" in text
-    assert "002-width_0.5 95.50 % can't be run" in text
+    assert "002-width_0.5 95.50 % no score" in text
 
 
 def test_the_table_links_to_the_files_from_where_the_page_lies(directory: RunDirectory, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic import config, make_run, scored_on_device
+from synthetic import config, make_run, on_two_machines, scored_on_device
 
 from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
 from autocompress.plan import Plan
@@ -196,9 +196,36 @@ def test_what_comes_nearest_is_named_where_nothing_obeys(tmp_path: Path) -> None
     assert not (tmp_path / "other" / "near_misses").exists()
 
 
+def test_what_comes_nearest_on_all_machines_is_named_where_nothing_obeys(tmp_path: Path) -> None:
+    run = Run(on_two_machines(tmp_path / "run", constraints=("latency_ms<=0.35x",)).path)
+    assert run.points == ()
+    assert [point.number for point in run.near_misses] == [2, 1, 3], "by the machine that is farthest"
+    assert all(set(point.machines) == {"phone", "server"} for point in run.near_misses)
+    cell = next(column.cell for column in run.columns() if column.key == "misses")
+    assert [cell(point) for point in run.near_misses] == [
+        "latency_ms@phone<=0.35x by 14.3 %, latency_ms@server<=0.35x by 71.4 %",
+        "latency_ms@phone<=0.35x by 42.9 %, latency_ms@server<=0.35x by 157 %",
+        "latency_ms@server<=0.35x by 243 %",
+    ]
+    with pytest.raises(InvalidInput, match=r"no model has latency_ms@phone<=0\.35x, latency_ms@server<=0\.35x"):
+        run.pick()
+
+
 def test_a_share_beyond_one_is_not_looked_for(run: Run) -> None:
     with pytest.raises(InvalidInput, match="did you mean accuracy>=97%"):
         run.pick("accuracy>=97")
+
+
+def test_several_machines_choose_by_the_geometric_mean_and_all_obey(tmp_path: Path) -> None:
+    run = Run(on_two_machines(tmp_path / "run").path)
+    assert [point.number for point in run.points] == [0, 1, 2, 3]
+    assert run.pick(best="latency_ms").number == 2
+    assert run.pick(best="latency_ratio").number == 2
+    assert run.pick(best="latency_ms@phone").number == 3
+    assert run.pick("latency_ratio<=0.95", best="accuracy").number == 1
+    assert run.pick("latency_ratio<=0.7", best="accuracy").number == 2
+    with pytest.raises(InvalidInput, match=r"has latency_ratio@phone<=0\.4, latency_ratio@server<=0\.4; ask for less"):
+        run.pick("latency_ratio<=0.4")
 
 
 def test_weights_choose_one_model(tmp_path: Path) -> None:

@@ -197,6 +197,28 @@ def test_a_constraint_keeps_models_off_the_front(tmp_path: Path) -> None:
     assert {point.number for point in directory.points()[1]} == {2, 3}
 
 
+def test_a_run_of_another_release_is_refused_with_what_to_do(directory: RunDirectory) -> None:
+    path = directory.path / "run.json"
+    kept = json.loads(path.read_text())
+    older = {**kept, "version": 1, "profile": kept["profiles"][0], "versions": {"autocompress": "0.0.9"}}
+    del older["profiles"]
+    path.write_text(json.dumps(older))
+    with pytest.raises(
+        RunDirectoryError, match=r"format 1.* reads format 2; .*\(autocompress 0\.0\.9\), or search again"
+    ):
+        RunDirectory.open(directory.path)
+    path.write_text(json.dumps({**kept, "version": 3}))
+    with pytest.raises(RunDirectoryError, match="format 3"):
+        RunDirectory.open(directory.path)
+
+
+def test_a_damaged_configuration_is_no_other_format(directory: RunDirectory) -> None:
+    for text in ("{", "[]", "\x00"):
+        (directory.path / "run.json").write_text(text)
+        with pytest.raises(RunDirectoryError, match="damaged"):
+            _ = RunDirectory.open(directory.path).config
+
+
 def test_the_baseline_record_is_number_zero() -> None:
     assert baseline().plan.is_baseline
 

@@ -189,7 +189,7 @@ def test_zeros_survive_folding_of_batch_norms() -> None:
 @pytest.mark.parametrize("setting", [{"sparsity": 0.8}, {"pattern": "2:4"}, {"sparsity": 0.8, "schedule": "one_shot"}])
 def test_zeros_survive_recovery(setting: dict[str, Scalar], epochs: int) -> None:
     settings = {"inner": setting, "outer": setting}
-    bench = Workbench(task, resolve_profile("fake"), Path())
+    bench = Workbench(task, (resolve_profile("fake"),), Path())
     model = Sparsity()(task.build_model(), settings, bench.context)
     reached = recover(
         model,
@@ -213,7 +213,7 @@ def test_a_layer_that_was_split_is_sparse_in_all_its_parts() -> None:
 
 
 def test_a_sparse_trial_gives_a_smaller_file(tmp_path: Path) -> None:
-    bench = Workbench(task, resolve_profile("fake"), tmp_path)
+    bench = Workbench(task, (resolve_profile("fake"),), tmp_path)
     baseline = run_baseline(Trial(0, Plan()), bench)
     steps = (Step("sparsity", {"inner": {"sparsity": 0.95}, "outer": {"sparsity": 0.95}}),)
     record = run_trial(Trial(1, Plan(steps=steps, recovery=Recovery(epochs=1))), bench)

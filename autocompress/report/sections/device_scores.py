@@ -32,7 +32,7 @@ class DeviceScores(Section):
 
 def _row(point: Point, metric: str, is_percentage: bool) -> str:
     if point.device_reason:
-        on_device = '<td colspan="2" class="why">can\'t be run</td>'
+        on_device = '<td colspan="2" class="why">no score</td>'
     else:
         score = format_metric(point.device_score, is_percentage)
         between = format_difference(difference(point, metric), is_percentage)

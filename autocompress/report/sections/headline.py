@@ -21,15 +21,21 @@ class Headline(Section):
 
     def html(self, facts: RunFacts) -> str:
         config = facts.config
-        names = ", ".join(profile.name for profile in config.profiles)
-        machine = " · ".join(filter(None, (names, config.profile.cpu or config.machine)))
         allowed = f" of {format_duration(config.budget_s)}" if config.budget_s else ""
         trials = ", ".join(f"{facts.count(status)} {status}" for status in ("complete", "screened", "failed"))
         return (
             f'<span class="status">{escape(facts.status)}</span>\n<h1>{escape(config.task)}</h1>\n'
-            f'<p class="soft">{escape(machine)} · {format_duration(facts.elapsed_s)}{allowed} · trials: {trials} · '
-            f"{len(facts.front)} models on the front</p>\n{_cards(facts)}"
+            f'<p class="soft">{escape(_machines(facts))} · {format_duration(facts.elapsed_s)}{allowed} · '
+            f"trials: {trials} · {len(facts.front)} models on the front</p>\n{_cards(facts)}"
         )
+
+
+def _machines(facts: RunFacts) -> str:
+    """Each machine with its processor, as its profile has it or as the baseline was measured."""
+    measured = next((record.measurements for record in facts.records if record.number == 0), {})
+    known = {name: one.machine for name, one in measured.items()}
+    each = [(profile.name, profile.cpu or known.get(profile.name, "")) for profile in facts.config.profiles]
+    return ", ".join(f"{name} ({processor})" if processor else name for name, processor in each)
 
 
 def _cards(facts: RunFacts) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
 
-LOOKING, CONFIRMING = "looking at single changes", "confirming the front"
+LOOKING, CONFIRMING, DEVICE = "looking at single changes", "confirming the front", "scoring on the device"
 REST = "all else: starting, waiting for others or the end, trials that were cut off"
 
 
@@ -43,4 +43,5 @@ def spent_by_stage(facts: RunFacts) -> dict[str, float]:
             spent[stage] = spent.get(stage, 0.0) + seconds
     spent[LOOKING] = sum(entry.seconds for entry in facts.sensitivities)
     spent[CONFIRMING] = sum(facts.confirming_s)
+    spent[DEVICE] = sum(facts.device_scoring_s)
     return {stage: seconds for stage, seconds in spent.items() if seconds}

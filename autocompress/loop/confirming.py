@@ -1,0 +1,181 @@
+"""Confirming a front: its models are measured again, together, and scored on test data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from autocompress.doubt import likely_front
+from autocompress.errors import DeviceUnavailable
+from autocompress.loop.calls import Calls
+from autocompress.loop.findings import Findings
+from autocompress.loop.telling import Telling
+from autocompress.loop.times import Budget
+from autocompress.loop.waiting import Waiting
+from autocompress.point import confirmed
+from autocompress.record import Confirmation, Record, SplitScore
+
+MOST_CPU_S = 1.5
+"""CPU seconds spent at most on measuring one model of the final front."""
+
+JOINING = 0.25
+"""Models, as a share of those on the front, that the strategy's beliefs may add to it at the end."""
+
+PATIENCE_S = 120.0
+"""Seconds that confirming a front may take where the search has no budget."""
+
+MEASURE_S = 0.4
+"""Seconds of measuring one model together with others, by which time for it is kept."""
+
+WARM_S, COLD_S = 1.0, 2.0
+"""Seconds that confirming takes besides on a machine, with workers that have scored on test data before or not."""
+
+ATTEMPTS = 3
+"""A front may change by being confirmed; its new models are then confirmed too, no more often than this."""
+
+
+class Confirming:
+    """Confirms the front.
+
+    Args:
+        findings: Holds the front.
+        calls: The workers.
+        waiting: For them.
+        budget: Of the search.
+        telling: Tells what happens.
+    """
+
+    def __init__(self, findings: Findings, calls: Calls, waiting: Waiting, budget: Budget, telling: Telling) -> None:
+        self._findings, self._config = findings, findings.config
+        self._calls, self._waiting, self._budget, self._telling = calls, waiting, budget, telling
+
+    def needed_s(self, *, again: bool) -> float:
+        """Seconds to keep for it.
+
+        Args:
+            again: Whether the front has been confirmed before: the workers are warm then, and the models that join by
+                belief have joined.
+        """
+        others = len(self._config.profiles) - 1
+        fixed_s = (WARM_S if again else COLD_S) + WARM_S * others
+        joining = 0.0 if again else JOINING * len(self._findings.front)
+        return fixed_s + (1 + self.count_new() + joining) * self._each_s()
+
+    def count_new(self) -> int:
+        """Models of the front that are not confirmed yet."""
+        known = {confirmation.number for confirmation in self._findings.confirmations}
+        return sum(point.number not in known for point in self._findings.front)
+
+    def run(self, believed: Mapping[int, float], keep_s: Callable[[], float]) -> None:
+        """Measure the front again together and score it on test data, until every point on it has been.
+
+        Args:
+            believed: The metric of trials as the strategy believes in it, by number.
+            keep_s: Seconds of the budget to leave.
+
+        Raises:
+            DeviceUnavailable: If there is nothing to measure on.
+        """
+        self._renew(believed)
+        for _ in range(ATTEMPTS):
+            missing = self._missing(believed, self._left_s(keep_s()))
+            if not missing:
+                return
+            self._telling.tell(f"measuring the front together and scoring it on test data (models: {len(missing)})")
+            try:
+                self._confirm(missing, believed, keep_s())
+            except DeviceUnavailable:
+                raise
+            except Exception as error:
+                self._telling.tell(f"the front stays as the trials measured it: {self._telling.explained(error)}")
+                return
+
+    def _left_s(self, keep_s: float) -> float:
+        """Seconds that it may take."""
+        return PATIENCE_S if self._budget.total_s is None else self._budget.left_s - keep_s
+
+    def _each_s(self) -> float:
+        """Seconds of scoring a model, as the trials took on validation data, and of measuring it."""
+        score_s = max((record.seconds.get("score", 0.0) for record in self._findings.records[-8:]), default=0.0)
+        return MEASURE_S + score_s / self._config.workers
+
+    def _renew(self, believed: Mapping[int, float]) -> None:
+        """Bring what earlier processes believed of confirmed models up to date, so that all goes by one belief."""
+        latest = {confirmation.number: confirmation for confirmation in self._findings.confirmations}
+        renewed = [
+            replace(confirmation, believed=now, seconds=0.0)
+            for number, confirmation in latest.items()
+            if confirmation.believed is not None and (now := believed.get(number)) not in (None, confirmation.believed)
+        ]
+        for confirmation in renewed:
+            self._findings.add(confirmation)
+        if renewed:
+            self._findings.renew_front()
+
+    def _missing(self, believed: Mapping[int, float], left_s: float) -> tuple[Record, ...]:
+        """The models of the front with no confirmation yet, and the baseline.
+
+        Of those that are on it by belief alone no more than there is time for.
+        """
+        found, config = self._findings, self._config
+        known = {confirmation.number for confirmation in found.confirmations}
+        final = confirmed(found.records, found.confirmations)
+        front = likely_front(final, config.objectives, config.constraints, config.the_metric, believed=believed)
+        by_scores = {0, *(point.number for point in found.front)} - known
+        by_belief = [one.record.number for one in front if one.record.number not in by_scores | known]
+        room = math.floor(left_s / self._each_s()) - len(by_scores)
+        wanted = {*by_scores, *by_belief[: max(0, room)]}
+        return tuple(found.record(number) for number in sorted(wanted))
+
+    def _confirm(self, records: tuple[Record, ...], believed: Mapping[int, float], keep_s: float) -> None:
+        """Score and measure some models and write it down; those that can't be scored are left out.
+
+        Raises:
+            MeasurementError: If it takes longer than there is time.
+            DeviceUnavailable: If there is nothing to measure on.
+            AutocompressError: If the models can't be measured.
+            BrokenExecutor: If a worker dies.
+        """
+        started_s = self._budget.clock.elapsed_s
+        scores = self._test_scores(records)
+        records = tuple(record for record in records if record.number in scores)
+        if not records:
+            return
+        scored_s = self._budget.clock.elapsed_s
+        each_s = max(0.1, min(MOST_CPU_S, (self._left_s(keep_s) - 3.0) / (len(records) + 1)))
+        measured = self._calls.remeasure(records, self._findings.baseline.values, each_s)
+        self._waiting.for_all([measured])
+        workers = min(self._config.workers, len(records))
+        seconds = (workers * (scored_s - started_s) + self._budget.clock.elapsed_s - scored_s) / len(records)
+        for again in measured.result():
+            score = scores[again.number]
+            self._findings.add(
+                Confirmation(
+                    again.number,
+                    score.values,
+                    again.measurements,
+                    again.values,
+                    test_fold_scores=score.fold_scores,
+                    seconds=seconds,
+                    believed=believed.get(again.number),
+                )
+            )
+        self._findings.renew_front()
+
+    def _test_scores(self, records: tuple[Record, ...]) -> dict[int, SplitScore]:
+        """Scores on test data by number; what can't be scored is told.
+
+        Raises:
+            MeasurementError: If it takes longer than there is time.
+        """
+        futures = {record.number: self._calls.test_score(record) for record in records}
+        self._waiting.for_all(list(futures.values()))
+        scores: dict[int, SplitScore] = {}
+        for number, future in futures.items():
+            try:
+                scores[number] = future.result()
+            except Exception as error:
+                told = self._telling.explained(error)
+                self._telling.tell(f"model {number} is not scored on test data: {told}")
+        return scores

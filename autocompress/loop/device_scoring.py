@@ -1,0 +1,132 @@
+"""Scoring models by what the device computes: the baseline before a search, the front after it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from autocompress.duration import format_duration
+from autocompress.errors import MeasurementError
+from autocompress.loop.calls import Calls
+from autocompress.loop.findings import Findings
+from autocompress.loop.telling import Telling
+from autocompress.loop.times import Budget
+from autocompress.loop.waiting import Waiting
+from autocompress.record import DeviceScore, Record, TooSlow
+
+SHARE = 0.25
+"""Share of the budget that is kept at most for scoring on the device; the baseline alone may take as much before."""
+
+SCORE_S = 5.0
+"""Seconds that scoring a model on the device may take, before one has been scored."""
+
+Outcome = DeviceScore | TooSlow
+
+
+class DeviceScoring:
+    """Scores models on the device where the search is asked to, one at a time on each of its machines.
+
+    Args:
+        findings: Hold the models, and their scores.
+        calls: The workers.
+        waiting: For them.
+        budget: Of the search.
+        telling: Tells what happens.
+    """
+
+    def __init__(self, findings: Findings, calls: Calls, waiting: Waiting, budget: Budget, telling: Telling) -> None:
+        self._findings, self._config = findings, findings.config
+        self._calls, self._waiting, self._budget, self._telling = calls, waiting, budget, telling
+        self._seconds = [one.seconds for one in findings.device_scores]
+        """What models took that were scored, or would have taken."""
+
+    def needed_s(self) -> float:
+        """Seconds to keep for the front: for as many of its models as fit into the share that may be kept."""
+        if self._budget.total_s is None or not self._config.score_on_device:
+            return 0.0
+        turns = math.ceil((1 + len(self._missing())) / self._machines)
+        return min(turns, self._budget.share_s(SHARE) // self._each_s()) * self._each_s()
+
+    def score_baseline(self) -> None:
+        """Score the baseline; it shows how long a model takes."""
+        records = tuple(record for record in self._missing() if record is self._findings.baseline)
+        self._score(records, self._budget.clock.elapsed_s + self._budget.share_s(SHARE))
+
+    def score_front(self) -> None:
+        """Score the models of the front that have no score yet, as far as there is time; the rest is told."""
+        self._score(self._missing(), math.inf)
+
+    @property
+    def _machines(self) -> int:
+        """Models that are scored at one time."""
+        return max(1, min(self._config.workers, len(self._config.profile.addresses)))
+
+    def _each_s(self) -> float:
+        """Seconds of a model, going by the slowest lately."""
+        return max(self._seconds[-8:], default=SCORE_S)
+
+    def _missing(self) -> tuple[Record, ...]:
+        """The baseline and the models of the front, as far as they have no score on the device and are to have one."""
+        if not self._config.score_on_device:
+            return ()
+        known = {one.number for one in self._findings.device_scores}
+        numbers = dict.fromkeys((0, *(point.number for point in self._findings.front)))
+        return tuple(self._findings.record(number) for number in numbers if number not in known)
+
+    def _score(self, records: Sequence[Record], until_s: float) -> None:
+        """Score models, the first first.
+
+        Args:
+            records: Complete ones.
+            until_s: Time of the search after which none is waited for.
+        """
+        if not records:
+            return
+        self._telling.tell(f"scoring on the device (models: {len(records)})")
+        waiting, running, ended = deque(records), dict[Future[Outcome], float](), ""
+        while True:
+            ended = ended or self._start(waiting, running, until_s)
+            if not running:
+                break
+            try:
+                done = self._waiting.for_some(running, until_s=until_s)
+            except MeasurementError as error:  # all that ran is dropped
+                ended = self._telling.explained(error)
+                self._seconds += [self._budget.clock.elapsed_s - began_s for began_s in running.values()]
+                break
+            for future in done:
+                ended = self._take_in(future, running.pop(future)) or ended
+        if ended:
+            self._telling.tell(f"scoring on the device ended: {ended} (models without a score: {len(self._missing())})")
+
+    def _start(self, waiting: deque[Record], running: dict[Future[Outcome], float], until_s: float) -> str:
+        """Give every machine a model; returns why not, if there is no time for more."""
+        while waiting and len(running) < self._machines:
+            now_s = self._budget.clock.elapsed_s
+            limit_s = min(self._budget.left_s, until_s - now_s)
+            if limit_s < self._each_s():
+                return "no time is left"
+            running[self._calls.device_score(waiting.popleft(), limit_s)] = now_s
+        return ""
+
+    def _take_in(self, future: Future[Outcome], began_s: float) -> str:
+        """Write down what came of scoring a model; returns why no more is to be tried, if so."""
+        try:
+            outcome = future.result()
+        except Exception as error:
+            self._seconds.append(self._budget.clock.elapsed_s - began_s)
+            return self._telling.explained(error)
+        self._seconds.append(outcome.seconds)
+        if isinstance(outcome, TooSlow):
+            self._telling.tell(
+                f"model {outcome.number} is not scored on the device: that would take about "
+                f"{format_duration(outcome.seconds)}, more than there is time for"
+            )
+            return ""
+        self._findings.add(outcome)
+        self._findings.renew_front()
+        if outcome.reason:
+            self._telling.tell(f"model {outcome.number} can't be scored on the device: {outcome.reason}")
+        return ""

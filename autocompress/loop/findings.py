@@ -1,0 +1,54 @@
+"""What a search has found: written down first, then kept for the parts of the loop."""
+
+from __future__ import annotations
+
+from autocompress.point import Point
+from autocompress.probe import Sensitivity
+from autocompress.record import Confirmation, DeviceScore, Record
+from autocompress.run_directory import Line, RunConfig, RunDirectory
+
+
+class Findings:
+    """All that a search has found, on disk and at hand.
+
+    Args:
+        directory: Locked by the caller; holds the baseline's record and what earlier processes found.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.config: RunConfig = directory.config
+        self.records = list(directory.records())
+        self.confirmations = list(directory.confirmations())
+        self.device_scores = list(directory.device_scores())
+        self.sensitivities = list(directory.sensitivities())
+        self.baseline = next(record for record in self.records if record.number == 0)
+        self.renew_front()
+
+    def add(self, line: Line) -> None:
+        """Write something down, then keep it."""
+        self.directory.append(line)
+        match line:
+            case Record():
+                self.records.append(line)
+            case Confirmation():
+                self.confirmations.append(line)
+            case DeviceScore():
+                self.device_scores.append(line)
+            case Sensitivity():
+                self.sensitivities.append(line)
+
+    def renew_front(self) -> None:
+        """Bring the front up to date, on disk too."""
+        self.best: tuple[Point | None, tuple[Point, ...]] = self.directory.write_front(
+            self.records, self.confirmations, self.device_scores
+        )
+
+    @property
+    def front(self) -> tuple[Point, ...]:
+        """The models of the front, without the baseline unless it is one of them."""
+        return self.best[1]
+
+    def record(self, number: int) -> Record:
+        """The record of a trial."""
+        return next(record for record in self.records if record.number == number)

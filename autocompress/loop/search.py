@@ -1,0 +1,335 @@
+"""The search loop: what to start, what came back, when to end."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from autocompress.errors import DeviceUnavailable, SearchFailed, one_line
+from autocompress.front import feasible, pareto_front
+from autocompress.interrupts import Interrupts
+from autocompress.loop.calls import Calls
+from autocompress.loop.confirming import Confirming
+from autocompress.loop.device_scoring import DeviceScoring
+from autocompress.loop.findings import Findings
+from autocompress.loop.telling import UNFORESEEN, Telling
+from autocompress.loop.times import Budget, Clock, TrialTimes
+from autocompress.loop.waiting import TICK_S, Waiting
+from autocompress.objective import LATENCY_RATIO, on_each_machine
+from autocompress.plan import Plan
+from autocompress.point import confirmed, point_name
+from autocompress.probe import Probe, Sensitivity
+from autocompress.record import Record, Trial
+from autocompress.run_directory import CANCELLED, RunConfig, RunDirectory, RunStatus
+from autocompress.screen import Screen
+from autocompress.snapshot import Observer
+from autocompress.strategies import SearchStrategy
+
+SPENT = "what is left of the budget is for measuring the front"
+NO_ROOM = "the budget leaves no time for a trial beside the final measurements; give it more"
+SAME_ERRORS = 5
+
+LOOKS_BETWEEN_EVENTS = 25
+"""Changes that are looked at until it is told how many, for those who see no live view."""
+
+PROBE_S = 5.0
+"""Seconds that looking at a change may take, before one has been looked at."""
+
+
+class SearchLoop:
+    """Runs trials until the budget, the trials or the space are spent, or somebody asks to stop.
+
+    Args:
+        directory: Locked by the caller; holds the baseline's record and those of earlier processes.
+        strategy: Told all of those records already.
+        calls: The workers.
+        clock: Time spent.
+        times: Predicts trials.
+        interrupts: Requests to stop.
+        observer: Told what happens.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: RunDirectory,
+        strategy: SearchStrategy,
+        calls: Calls,
+        clock: Clock,
+        times: TrialTimes,
+        interrupts: Interrupts,
+        observer: Observer | None,
+    ) -> None:
+        self._findings = Findings(directory)
+        self._config: RunConfig = self._findings.config
+        self._strategy = strategy
+        self._calls = calls
+        self._times = times
+        self._interrupts = interrupts
+        self._budget = Budget(clock, self._config.budget_s)
+        self._telling = Telling(self._findings, clock, observer, busy=lambda: self._busy)
+        waiting = Waiting(calls, self._budget, self._telling, interrupts)
+        self._confirming = Confirming(self._findings, calls, waiting, self._budget, self._telling)
+        self._device_scoring = DeviceScoring(self._findings, calls, waiting, self._budget, self._telling)
+        self._running: dict[Future[Record], Trial] = {}
+        self._looking: dict[Future[Sensitivity], tuple[Probe, float]] = {}
+        """What is looked at, and since when."""
+
+        self._waiting: Trial | Probe | None = None
+        self._has_nothing = False
+        """True if the strategy had nothing to propose before what is at work has ended."""
+
+        self._is_extra_time = False
+        """True once the front is confirmed and the search goes on for what that left of the budget."""
+
+        for record in self._findings.records:
+            times.learn(record)
+
+    def run(self) -> RunStatus:
+        """Search, confirm the front, and say how it ended.
+
+        Where confirming left more time than it was given, the search goes on for that, to the end: nothing is lost then
+        by a trial that does not end in time.
+
+        Returns:
+            "complete" if a limit or the end of the space was reached, "stopped" if somebody asked to stop.
+
+        Raises:
+            SearchFailed: If the first trials all fail with one error.
+            DeviceUnavailable: If there is nothing to measure on. The trials that ran have no record: a later process
+                may propose them again.
+        """
+        self._device_scoring.score_baseline()
+        reason, known = self._search(), 0
+        while not self._interrupts.cancel:
+            self._confirm()
+            self._device_scoring.score_front()
+            count = len(self._findings.records)
+            if reason != SPENT or count == known:
+                break
+            known, self._telling.phase, self._is_extra_time = count, "searching", True
+            reason = self._search()
+        status: RunStatus = "stopped" if self._interrupts.drain else "complete"
+        ended = "the budget is spent" if reason == SPENT else reason
+        self._telling.end(status, CANCELLED if self._interrupts.cancel else ended)
+        return status
+
+    def _confirm(self) -> None:
+        """Confirm the front."""
+        self._telling.phase = "confirming"
+        try:
+            self._confirming.run(self._strategy.believed(), self._device_scoring.needed_s)
+        except DeviceUnavailable as error:
+            self._end_without_device(error)
+
+    # -- searching -----------------------------------------------------------------------------------------------
+
+    def _search(self) -> str:
+        """Start and collect trials; returns why it ended."""
+        reason = ""
+        while True:
+            while not reason and not self._has_nothing and self._busy < self._config.workers:
+                reason = self._start()
+            if reason and self._busy and self._telling.phase == "searching":
+                self._telling.phase = "draining"
+                self._telling.tell(f"{reason}; waiting for running trials: {self._busy}")
+            if not self._busy:
+                return reason
+            self._collect()
+            if self._interrupts.drain and not reason:
+                reason = "asked to stop"
+            if self._interrupts.cancel or self._time_for_trials() < 0:
+                self._drop(CANCELLED if self._interrupts.cancel else "out of time")
+                return reason or SPENT
+
+    @property
+    def _busy(self) -> int:
+        """Workers that have something to do."""
+        return len(self._running) + len(self._looking)
+
+    def _start(self) -> str:
+        """Start the next trial or look at a change; returns why not, if there is no more."""
+        if self._interrupts.drain:
+            return "asked to stop"
+        limit = self._config.trials
+        if limit is not None and len(self._findings.records) - 1 + len(self._running) >= limit:
+            return f"the limit of trials, {limit}, is reached"
+        if self._waiting is None:
+            self._waiting = self._strategy.ask()
+        if self._waiting is None:
+            self._has_nothing = self._busy > 0
+            return "" if self._has_nothing else "the space holds nothing new"
+        if isinstance(self._waiting, Probe):
+            return self._start_looking(self._waiting)
+        trial = self._fitting(self._waiting)
+        if trial is None:
+            return SPENT if len(self._findings.records) > 1 or self._running else NO_ROOM
+        self._waiting = None
+        self._running[self._calls.run(trial, self._screen())] = trial
+        return ""
+
+    def _start_looking(self, probe: Probe) -> str:
+        """Look at a change, if there is time; returns why not, if not."""
+        longest_s = max((entry.seconds for entry in self._findings.sensitivities[-8:]), default=PROBE_S)
+        if self._time_for_trials() < longest_s:
+            return SPENT
+        self._waiting = None
+        self._looking[self._calls.look(probe)] = probe, time.monotonic()
+        if len(self._looking) + len(self._findings.sensitivities) == 1:
+            self._telling.tell("looking at single changes, for the sensitivity table")
+        return ""
+
+    def _time_for_trials(self) -> float:
+        """Seconds until the front has to be confirmed; infinite without a budget."""
+        confirming_s = self._confirming.needed_s(again=self._is_extra_time)
+        return self._budget.left_s - confirming_s - self._device_scoring.needed_s()
+
+    def _fitting(self, trial: Trial) -> Trial | None:
+        """The trial, shortened if need be to end in time for the front to be confirmed."""
+        if self._config.budget_s is None:
+            return trial
+        available_s = self._time_for_trials()
+        safely = self._times.shortened(trial, available_s)
+        if safely is None and self._is_extra_time and not self._busy and not self._confirming.count_new():
+            return self._times.shortened(trial, available_s, hopefully=True)
+        return safely
+
+    def _screen(self) -> Screen:
+        final = confirmed(self._findings.records, self._findings.confirmations)
+        baseline = next(record for record in final if record.number == 0)
+        allowed = feasible(final, self._config.constraints, baseline.values)
+        return Screen(
+            objectives=self._config.objectives,
+            constraints=self._config.constraints,
+            metric=self._config.metric,
+            maximize=self._config.direction == "maximize",
+            baseline=self._findings.baseline.values,
+            front=tuple(record.values for record in pareto_front(allowed, self._config.objectives)),
+        )
+
+    def _collect(self) -> None:
+        """Wait a moment for trials to end and take in those that did."""
+        pending: set[Future[Any]] = {*self._running, *self._looking}
+        done, _ = wait(pending, timeout=TICK_S, return_when=FIRST_COMPLETED)
+        self._has_nothing = self._has_nothing and not done
+        lost = [error for future in done if (error := _device_lost(future)) is not None]
+        for future in done & self._looking.keys():
+            if _device_lost(future) is None:
+                self._note(future, *self._looking.pop(future))
+        for future in done & self._running.keys():
+            if _device_lost(future) is None:
+                self._take_in(self._finished(future, self._running.pop(future)))
+        if lost:
+            self._end_without_device(lost[0])
+        if not done:
+            self._telling.tell("")
+
+    def _end_without_device(self, error: DeviceUnavailable) -> NoReturn:
+        """End a search that has nothing to measure on.
+
+        Raises:
+            DeviceUnavailable: Always; says how to go on.
+        """
+        self._drop("no device")
+        self._telling.end("failed", f"{type(error).__name__}: {one_line(error)}")
+        raise DeviceUnavailable(
+            f"{error}. Nothing that was measured is lost; go on once there is a device: autocompress search --resume "
+            f"{shlex.quote(str(self._findings.directory.path))}"
+        ) from error
+
+    def _note(self, future: Future[Sensitivity], probe: Probe, started: float) -> None:
+        """Write an entry of the table down, then learn from it."""
+        seconds = time.monotonic() - started
+        try:
+            entry = future.result()
+        except BrokenExecutor as error:
+            entry = Sensitivity(probe, reason=self._telling.explained(error), seconds=seconds)
+        except Exception as error:  # nothing is known of the change, so that a resume looks again
+            self._telling.tell(f"a change was not looked at: {self._telling.explained(error)}")
+            return
+        entry = replace(entry, ended_s=self._budget.clock.elapsed_s)
+        self._findings.add(entry)
+        self._strategy.note(entry)
+        count = len(self._findings.sensitivities)
+        self._telling.tell(f"{count} single changes looked at" if count % LOOKS_BETWEEN_EVENTS == 0 else "")
+
+    def _finished(self, future: Future[Record], trial: Trial) -> Record:
+        """The record of a trial that ended, however it ended."""
+        try:
+            return future.result()
+        except Exception as error:
+            return Record(trial, "failed", reason=self._telling.explained(error))
+
+    def _take_in(self, record: Record) -> None:
+        """Write a record down first, then learn from it."""
+        record = replace(record, ended_s=self._budget.clock.elapsed_s)
+        self._findings.add(record)
+        self._strategy.tell(record)
+        self._findings.directory.forget_weights(self._needed_weights())
+        self._times.learn(record)
+        if record.status == "complete":
+            self._findings.renew_front()
+        self._telling.tell(_event(record, self._config))
+        self._stop_if_hopeless()
+
+    def _needed_weights(self) -> frozenset[str]:
+        """Digests of the plans whose trained weights running, waiting or later trials may start from."""
+        needed = set(self._strategy.parents())
+        waiting = [self._waiting] if isinstance(self._waiting, Trial) else []
+        for trial in (*self._running.values(), *waiting):
+            plan: Plan | None = trial.plan
+            while plan is not None:
+                needed.add(plan.digest)
+                plan = plan.start
+        return frozenset(needed)
+
+    def _stop_if_hopeless(self) -> None:
+        trials = [record for record in self._findings.records if record.number > 0]
+        if len(trials) < SAME_ERRORS or any(record.status != "failed" for record in trials):
+            return
+        last = [_kind_of_error(record) for record in trials[-SAME_ERRORS:]]
+        if len(set(last)) == 1:
+            self._drop("hopeless")
+            self._telling.end("failed", trials[-1].reason)
+            raise SearchFailed(
+                f"the first {len(trials)} trials all failed; the last because: {trials[-1].reason} "
+                f"(all reasons are in {self._findings.directory.path / 'records.jsonl'})"
+            )
+
+    def _drop(self, why: str) -> None:
+        """Kill what runs; it has no record, and a later process may propose it again."""
+        if self._busy:
+            names = ", ".join(str(trial.number) for trial in self._running.values()) or "none"
+            self._findings.directory.log(f"dropped running trials {names}: {why}")
+            self._calls.kill()
+            for trial in self._running.values():
+                self._strategy.drop(trial.number)
+            self._running.clear()
+            self._looking.clear()
+
+
+def _event(record: Record, config: RunConfig) -> str:
+    """A finished trial in one line."""
+    name = point_name(record)
+    if record.status != "complete":
+        return f"{name}: {record.status}: {record.reason}"
+    value = record.values[config.metric]
+    score = f"{100 * value:.2f} %" if config.is_percentage else f"{value:.4g}"
+    latency = ", ".join(f"{ratio:.2f}x" for ratio in on_each_machine(record.values, LATENCY_RATIO).values())
+    return (
+        f"{name}: {config.metric} {score}, latency {latency}, "
+        f"size {record.values['size_bytes'] / 1024:.1f} KiB, {record.elapsed_s:.1f} s"
+    )
+
+
+def _device_lost(future: Future[Any]) -> DeviceUnavailable | None:
+    """The error of a call that has ended, if there was nothing to measure on."""
+    error = None if future.cancelled() else future.exception()
+    return error if isinstance(error, DeviceUnavailable) else None
+
+
+def _kind_of_error(record: Record) -> str:
+    return record.reason.removeprefix(UNFORESEEN).partition(":")[0]
