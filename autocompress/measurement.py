@@ -8,13 +8,34 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict
 
 from autocompress.profile import Protocol
 
+Blocks = tuple[tuple[float, ...], ...]
+"""Times of one model, one tuple a block, no block empty; of any unit."""
+
+UNDISTURBED = 10
+"""Percentile of a model's times that is taken for the time of an undisturbed inference.
+
+Whatever else a machine does only ever adds time, so that a low percentile sees through it: beside two busy processes
+ratios of medians varied by 1.2 to 3.9 %, of 25th percentiles by 0.5 to 0.8 %, of 10th percentiles by 0.2 to 0.4 %, and
+came out the same as on an idle machine; found in `experiments/repeatability`. The shortest time of all is a matter of
+chance again.
+"""
+
 BETWEEN_PROCESSES = 0.007
 """Relative standard deviation by which a ratio differs from one process to the next beyond what its blocks tell, since
 code and tensors lie elsewhere in memory; found in `experiments/repeatability`."""
+
+DISTURBED = 0.03
+"""By how much longer a reference may take than it is known to take undisturbed, relative, until all that is measured
+beside it counts as disturbed; others stay within 1.3 %, found in `experiments/repeatability`."""
+
+BESIDE_DISTURBANCE = 0.25
+"""Relative standard deviation of a ratio whose reference was disturbed: what holds a machine for all of a reading slows
+models by different factors. Ratios were off by 8 to 47 % then, found in `experiments/repeatability`."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +48,8 @@ class Samples:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    cpu_ms: tuple[tuple[float, ...], ...]
-    wall_ms: tuple[tuple[float, ...], ...]
+    cpu_ms: Blocks
+    wall_ms: Blocks
 
 
 @dataclass(frozen=True)
@@ -36,10 +57,12 @@ class Measurement:
     """What a device measured of one model, beside a reference model measured in the same minutes.
 
     Args:
-        latency_ms: Median time of one inference: thread-CPU time for one thread of the processor itself, wall time for
+        latency_ms: Time of one inference that nothing disturbs, the percentile `UNDISTURBED` of all (the median in
+            records that are older than that): thread-CPU time for one thread of the processor itself, wall time for
             several threads and for accelerators.
-        latency_ratio: Median over the reference's median, both from this measurement.
-        latency_ratio_interval: 95 % interval of that ratio, from resampled blocks and `BETWEEN_PROCESSES`.
+        latency_ratio: That over the reference's, both from this measurement.
+        latency_ratio_interval: 95 % interval of that ratio, from resampled blocks and `BETWEEN_PROCESSES`, and from
+            `BESIDE_DISTURBANCE` where there was one.
         wall_p50_ms, wall_p95_ms, wall_p99_ms: Percentiles of the wall time; 0 for the last in records that are older
             than it.
         contention: Wall time over CPU time; above about 1.1 other work held the processor, or an accelerator worked.
@@ -54,6 +77,8 @@ class Measurement:
         batch_size: Samples of one inference.
         energy_mj: Millijoules of one inference in the mean, by the counters of the processor: of all packages, with
             idle power and whatever else ran there. None where the machine does not tell, or an accelerator works.
+        disturbance: By how much longer the reference took than it is known to take undisturbed, relative; 0 where that
+            is within `DISTURBED`, or no earlier measurement is known.
         samples, reference_samples: The times behind the numbers, whole blocks, thinned where there are many.
     """
 
@@ -75,6 +100,7 @@ class Measurement:
     session_ms: float = 0.0
     energy_mj: float | None = None
     batch_size: int = 1
+    disturbance: float = 0.0
 
     @property
     def throughput_per_s(self) -> float:
@@ -86,41 +112,71 @@ Measurements = Mapping[str, Measurement]
 """Of one model, by the name of the machine's profile, the first machine first; empty where nothing was measured."""
 
 
-def ratio_interval(
-    candidate: tuple[tuple[float, ...], ...],
-    reference: tuple[tuple[float, ...], ...],
-    *,
-    resamples: int = 200,
-) -> tuple[float, tuple[float, float]]:
-    """Ratio of medians and its 95 % bootstrap interval over blocks of one process.
+def undisturbed(times: Blocks) -> float:
+    """The time of an inference that nothing disturbs: the 10th percentile of all.
+
+    >>> undisturbed(((1.0, 1.0, 3.0), (2.0, 9.0)))
+    1.0
+    """
+    return float(np.percentile(np.concatenate(times), UNDISTURBED))
+
+
+def ratio_interval(candidate: Blocks, reference: Blocks, *, resamples: int = 200) -> tuple[float, tuple[float, float]]:
+    """Ratio of undisturbed times and its 95 % bootstrap interval over blocks of one process.
 
     Blocks, not single times, are resampled: times within a block share the machine's mood. What another process would
-    find is in `repeatable`.
+    find is in `repeatable`. The order of blocks is of no matter.
 
     Args:
-        candidate, reference: Times in blocks, each block not empty.
+        candidate, reference: Times above 0.
         resamples: Bootstrap samples.
 
     Returns:
         The ratio, and the low and high end of the interval.
     """
-    ratio = float(np.median(np.concatenate(candidate)) / np.median(np.concatenate(reference)))
+    ratio = undisturbed(candidate) / undisturbed(reference)
     rng = np.random.default_rng(0)
-    top = np.array([np.median(block) for block in candidate])
-    bottom = np.array([np.median(block) for block in reference])
-    draws = np.median(rng.choice(top, (resamples, len(top))), axis=1) / np.median(
-        rng.choice(bottom, (resamples, len(bottom))), axis=1
-    )
+    draws = _redrawn(candidate, resamples, rng) / _redrawn(reference, resamples, rng)
     low, high = np.percentile(draws, (2.5, 97.5))
     return ratio, (float(min(low, ratio)), float(max(high, ratio)))
 
 
-def repeatable(ratio: float, interval: tuple[float, float]) -> tuple[float, float]:
+def _redrawn(times: Blocks, resamples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """The undisturbed time of as many blocks drawn from these with replacement, for each of the resamples."""
+    blocks = sorted(times)
+    values, block_of = np.concatenate(blocks), np.repeat(np.arange(len(blocks)), [len(block) for block in blocks])
+    order = np.argsort(values)
+    often = rng.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)), size=resamples)
+    up_to = often[:, block_of[order]].cumsum(axis=1)  # how many of a resample's times are no longer than each value
+    place = (up_to[:, -1] - 1) * (UNDISTURBED / 100)
+    below, above = (values[order][(up_to <= near(place)[:, None]).sum(axis=1)] for near in (np.floor, np.ceil))
+    between: npt.NDArray[np.float64] = below + (place % 1) * (above - below)
+    return between
+
+
+def disturbance(undisturbed_ms: float, known_ms: float) -> float:
+    """By how much longer than it is known to take a model took, relative; 0 within `DISTURBED`, or if nothing is known.
+
+    Args:
+        undisturbed_ms: Its undisturbed time by its own measurement.
+        known_ms: By earlier ones; 0 if there are none.
+
+    >>> disturbance(0.75, 0.5), disturbance(0.51, 0.5), disturbance(0.75, 0.0)
+    (0.5, 0.0, 0.0)
+    """
+    excess = undisturbed_ms / known_ms - 1 if known_ms else 0.0
+    return excess if excess > DISTURBED else 0.0
+
+
+def repeatable(ratio: float, interval: tuple[float, float], *, is_disturbed: bool = False) -> tuple[float, float]:
     """The 95 % interval in which ratios of other processes are expected, from that of one.
+
+    Spreads are added up on a logarithmic scale, since they are factors: even the widest interval is above 0.
 
     >>> low, high = repeatable(0.5, (0.49, 0.5))
     >>> round(low, 4), round(high, 4)
     (0.4879, 0.5069)
     """
-    spread = 1.96 * BETWEEN_PROCESSES * ratio
-    return ratio - math.hypot(ratio - interval[0], spread), ratio + math.hypot(interval[1] - ratio, spread)
+    spread = 1.96 * math.hypot(BETWEEN_PROCESSES, BESIDE_DISTURBANCE if is_disturbed else 0.0)
+    below, above = math.log(ratio / interval[0]), math.log(interval[1] / ratio)
+    return ratio * math.exp(-math.hypot(below, spread)), ratio * math.exp(math.hypot(above, spread))

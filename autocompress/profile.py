@@ -39,6 +39,9 @@ class Protocol:
         max_cpu_s: CPU seconds to spend on each model at most.
         interval: Wanted half width of the 95 % interval of the latency ratio, relative (0.02 = 2 %); measuring ends
             when it is reached.
+        patience: What `max_cpu_s` is multiplied by while the reference takes over 3 % longer than in the quietest of
+            its last ten measurements, from 1 up: what disturbs a machine may pass. One that is slower for good, as when
+            it is throttled, costs that for ten measurements only: no quicker ones are remembered then.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -47,10 +50,13 @@ class Protocol:
     min_cpu_s: float = 0.25
     max_cpu_s: float = 1.0
     interval: float = 0.015
+    patience: float = 3.0
 
     def __post_init__(self) -> None:
         if min(self.warmup_runs, self.block_ms, self.min_cpu_s, self.interval) <= 0 or self.max_cpu_s < self.min_cpu_s:
             raise InvalidInput(f"{self}: expected positive numbers and max_cpu_s >= min_cpu_s")
+        if not 1 <= self.patience < math.inf:
+            raise InvalidInput(f"patience {self.patience}: expected a number from 1 up")
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
         "throughput": f"{result.throughput_per_s:.4g} samples a second, in batches of {result.batch_size}",
         "loading": format_ms(result.session_ms),
         "wall time over CPU time": f"{result.contention:.2f}",
+        "disturbed": f"the reference took {100 * result.disturbance:.0f} % longer than when nothing disturbs it",
         "energy of an inference": f"{format_mj(result.energy_mj or 0)}, of the whole processor with its idle power",
         "size": format_bytes(size_bytes),
         "peak memory": format_bytes(result.peak_memory_bytes),
@@ -66,6 +67,8 @@ def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
     }
     if not with_reference:
         del lines["ratio to the reference"]
+    if not result.disturbance:
+        del lines["disturbed"]
     if result.energy_mj is None:
         del lines["energy of an inference"]
     return "\n".join(f"{name}: {value}" for name, value in lines.items())

@@ -12,7 +12,7 @@ from autocompress.artifact import Artifact
 from autocompress.devices._footprint import Footprint
 from autocompress.devices._measuring import Answer
 from autocompress.errors import DeviceUnavailable, MeasurementError
-from autocompress.measurement import Measurement, Samples, ratio_interval, repeatable
+from autocompress.measurement import Measurement, Samples, ratio_interval, repeatable, undisturbed
 from autocompress.profile import Protocol
 
 
@@ -62,14 +62,14 @@ def require_fit(answer: Answer, *, timed: int, weighed: int) -> None:
         for blocks in (samples.cpu_ms, samples.wall_ms):
             if not blocks or not all(blocks):
                 raise ValueError("times without a block, or with an empty one")
-            if not all(math.isfinite(ms) and ms >= 0 for block in blocks for ms in block):
-                raise ValueError("times that are no numbers from 0 up")
-        if not all(np.median(block) for blocks in (samples.cpu_ms, samples.wall_ms) for block in blocks):
-            raise ValueError("a block with mostly times of 0")
+            if not all(math.isfinite(ms) and ms > 0 for block in blocks for ms in block):
+                raise ValueError("times that are no numbers above 0")
     if not all(math.isfinite(ms) and ms >= 0 for ms in answer.session_ms):
         raise ValueError("load times that are no numbers from 0 up")
     if not all(mj is None or (math.isfinite(mj) and mj >= 0) for mj in answer.energy_mj):
         raise ValueError("energies that are no numbers from 0 up")
+    if not (math.isfinite(answer.disturbance) and answer.disturbance >= 0):
+        raise ValueError(f"a disturbance of {answer.disturbance}; expected a number from 0 up")
     for one in answer.footprints:
         if one.peak_memory_bytes < 0 or not 0 <= one.integer_nodes <= one.nodes:
             raise ValueError(f"a footprint that can't be: {one}")
@@ -110,6 +110,7 @@ def measurements(
             protocol=protocol,
             machine=f"{processor}, {answer.runtime}",
             batch_size=batch_size,
+            disturbance=answer.disturbance,
         )
         for artifact in artifacts
     )
@@ -126,6 +127,7 @@ def _measurement(
     protocol: Protocol,
     machine: str,
     batch_size: int,
+    disturbance: float,
 ) -> Measurement:
     """What the samples say; anyone can work it out again from the record."""
     times, reference_times = getattr(samples, clock), getattr(reference, clock)
@@ -133,9 +135,9 @@ def _measurement(
     cpu, wall = np.concatenate(samples.cpu_ms), np.concatenate(samples.wall_ms)
     p50, p95, p99 = np.percentile(wall, (50, 95, 99))
     return Measurement(
-        latency_ms=float(np.median(np.concatenate(times))),
+        latency_ms=undisturbed(times),
         latency_ratio=ratio,
-        latency_ratio_interval=repeatable(ratio, interval),
+        latency_ratio_interval=repeatable(ratio, interval, is_disturbed=disturbance > 0),
         wall_p50_ms=float(p50),
         wall_p95_ms=float(p95),
         contention=float(wall.sum() / cpu.sum()),
@@ -150,4 +152,5 @@ def _measurement(
         session_ms=session_ms,
         batch_size=batch_size,
         energy_mj=energy_mj,
+        disturbance=disturbance,
     )

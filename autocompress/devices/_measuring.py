@@ -32,7 +32,7 @@ from autocompress.devices._session import (
     runtime_errors,
 )
 from autocompress.errors import AutocompressError
-from autocompress.measurement import Samples, ratio_interval
+from autocompress.measurement import Blocks, Samples, disturbance, ratio_interval, undisturbed
 from autocompress.profile import Protocol
 from autocompress.serialization import from_json, to_json
 
@@ -44,6 +44,10 @@ FEWEST_ROUNDS = 3
 
 TRUSTED_ROUNDS = 8
 """Blocks from which on a bootstrap interval is believed: fewer agree by chance."""
+
+CLEARED = 15
+"""Percentile of the reference's times that has to be undisturbed before a disturbed reading ends early: a little more
+than the percentile that counts, as of another model a few times less may be undisturbed."""
 
 BLOCKS_KEPT, SAMPLES_KEPT = 100, 400
 """What of one model's times goes into a record, so that records stay small."""
@@ -60,6 +64,7 @@ class Answer:
         session_ms: Wall time that each of these took to be loaded; empty after an error.
         energy_mj: Energy of one inference of each of these models in the mean, None where the machine does not tell;
             empty after an error.
+        disturbance: Of the reference, see `Measurement`; 0 by agents that are older than it.
         footprints: One for each model that was to be weighed, in order; empty after an error.
         runtime: Name and version of the runtime.
         error: Name of the error's class in `autocompress.errors`, or empty.
@@ -71,6 +76,7 @@ class Answer:
     session_ms: tuple[float, ...] = ()
     energy_mj: tuple[float | None, ...] = ()
     footprints: tuple[Footprint, ...] = ()
+    disturbance: float = 0.0
     runtime: str = ""
     error: str = ""
     message: str = ""
@@ -85,7 +91,6 @@ class Subject:
         session_ms: What loading it took.
         counters: Of energy, none where the machine does not tell.
         cpu, wall: Nanoseconds of its inferences, one list a block.
-        medians: Nanoseconds of the median inference of each block, by the clock that counts.
         spent_s: Seconds of all its inferences, by that clock.
         energy_uj: What all its blocks took by the counters.
     """
@@ -98,9 +103,13 @@ class Subject:
     counters: tuple[Counter, ...] = ()
     cpu: list[list[int]] = field(default_factory=list)
     wall: list[list[int]] = field(default_factory=list)
-    medians: list[float] = field(default_factory=list)
     spent_s: float = 0.0
     energy_uj: int = 0
+
+    @property
+    def counted(self) -> list[list[int]]:
+        """Its times by the clock that counts."""
+        return self.cpu if self.clock == "cpu_ms" else self.wall
 
     @property
     def energy_mj(self) -> float | None:
@@ -122,9 +131,7 @@ class Subject:
         self.energy_uj += spent_uj(self.counters, before, read(self.counters))
         self.cpu.append(cpu)
         self.wall.append(wall)
-        counted = cpu if self.clock == "cpu_ms" else wall
-        self.medians.append(float(np.median(counted)))
-        self.spent_s += sum(counted) / 1e9
+        self.spent_s += sum(self.counted[-1]) / 1e9
 
     def warm_up(self, protocol: Protocol) -> float:
         """Run the model until it is warm or has used up `max_cpu_s`; the shortest time of one inference, in ms."""
@@ -132,16 +139,21 @@ class Subject:
             self.run_block(1)
             if self.spent_s >= protocol.max_cpu_s:
                 break
-        shortest_ms = min(self.medians) / 1e6
-        self.cpu, self.wall, self.medians, self.spent_s, self.energy_uj = [], [], [], 0.0, 0
+        shortest_ms = min(map(min, self.counted)) / 1e6
+        self.cpu, self.wall, self.spent_s, self.energy_uj = [], [], 0.0, 0
         return shortest_ms
 
 
-def time_models(subjects: Sequence[Subject], protocol: Protocol) -> None:
+def time_models(subjects: Sequence[Subject], protocol: Protocol, *, undisturbed_ms: float = 0.0) -> None:
     """Time models in shuffled blocks until each one's ratio to the first is known well enough.
 
     All blocks take about the same time, that of the slowest single inference at least: what slows the machine for a
     moment then falls on all models alike.
+
+    Args:
+        subjects: The reference first.
+        protocol: How long to go on, and how much longer while the reference is disturbed.
+        undisturbed_ms: What the reference is known to take undisturbed; 0 if nothing is known.
     """
     typical_ms = [subject.warm_up(protocol) for subject in subjects]
     block_ms = max(protocol.block_ms, *typical_ms)
@@ -149,39 +161,63 @@ def time_models(subjects: Sequence[Subject], protocol: Protocol) -> None:
     order = random.Random(0)
     gc.collect()
     gc.disable()
-    while not _is_enough(subjects, protocol):
+    while not _is_enough(subjects, protocol, undisturbed_ms):
         order.shuffle(schedule)
         for subject, length in schedule:
             subject.run_block(length)
     gc.enable()
 
 
-def _is_enough(subjects: Sequence[Subject], protocol: Protocol) -> bool:
-    rounds = len(subjects[0].medians)
+def _is_enough(subjects: Sequence[Subject], protocol: Protocol, undisturbed_ms: float) -> bool:
+    rounds = len(subjects[0].counted)
     if rounds < FEWEST_ROUNDS:
         return False
-    if max(subject.spent_s for subject in subjects) >= protocol.max_cpu_s:
+    is_disturbed = _is_disturbed(subjects[0], undisturbed_ms)
+    if max(subject.spent_s for subject in subjects) >= protocol.max_cpu_s * (protocol.patience if is_disturbed else 1):
         return True
-    if rounds < TRUSTED_ROUNDS or min(subject.spent_s for subject in subjects) < protocol.min_cpu_s:
+    if (
+        is_disturbed
+        or not _is_worth_a_look(rounds)
+        or min(subject.spent_s for subject in subjects) < protocol.min_cpu_s
+    ):
         return False
     reference, *candidates = subjects
     return all(_half_width(subject, reference) <= protocol.interval for subject in candidates or [reference])
 
 
+def _is_disturbed(reference: Subject, undisturbed_ms: float) -> bool:
+    if not undisturbed_ms:
+        return False
+    low_ns = np.percentile(np.concatenate(_thinned(reference.counted)), CLEARED)
+    return disturbance(float(low_ns) / 1e6, undisturbed_ms) > 0
+
+
+def _is_worth_a_look(rounds: int) -> bool:
+    """True when an eighth more rounds have come since the last look at the interval, from `TRUSTED_ROUNDS` on.
+
+    A look resamples some hundred times of each model, which takes about as long as a short block.
+
+    >>> [rounds for rounds in range(40) if _is_worth_a_look(rounds)]
+    [8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20, 22, 24, 27, 30, 32, 36]
+    """
+    return rounds >= TRUSTED_ROUNDS and rounds % (rounds // TRUSTED_ROUNDS) == 0
+
+
 def _half_width(candidate: Subject, reference: Subject) -> float:
-    """Relative half width of the 95 % interval of the ratio of two models."""
-    ratio, (low, high) = ratio_interval(_medians(candidate), _medians(reference))
+    """Relative half width of the 95 % interval of the ratio of two models, from what a record would hold of them."""
+    ratio, (low, high) = ratio_interval(_thinned(candidate.counted), _thinned(reference.counted))
     return max(high - ratio, ratio - low) / ratio
 
 
-def _medians(subject: Subject) -> tuple[tuple[float, ...], ...]:
-    return tuple((median,) for median in subject.medians)
-
-
-def _in_record(blocks: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
-    """Times in milliseconds, thinned evenly and rounded to five digits, so that records stay small."""
+def _thinned(blocks: Sequence[Sequence[float]]) -> Blocks:
+    """Times evenly spaced among many."""
     kept = spaced(blocks, BLOCKS_KEPT)
-    return tuple(tuple(float(f"{ns / 1e6:.5g}") for ns in spaced(block, SAMPLES_KEPT // len(kept))) for block in kept)
+    return tuple(tuple(spaced(block, SAMPLES_KEPT // len(kept))) for block in kept)
+
+
+def _in_record(blocks: Sequence[Sequence[int]]) -> Blocks:
+    """Times in milliseconds, thinned and rounded to five digits, so that records stay small."""
+    return tuple(tuple(float(f"{ns / 1e6:.5g}") for ns in block) for block in _thinned(blocks))
 
 
 def spaced(items: Sequence[T], most: int) -> Sequence[T]:
@@ -203,13 +239,14 @@ def measure(request: Request) -> Answer:
     footprints = tuple(footprint(path, request) for path in request.weighed)  # first: it must see no runtime here
     runtime = runtime_name()  # loads it, so that no model is charged for that
     subjects = [_open(path, request) for path in request.models]
-    time_models(subjects, request.protocol)
+    time_models(subjects, request.protocol, undisturbed_ms=request.undisturbed_ms)
     times = tuple(Samples(_in_record(subject.cpu), _in_record(subject.wall)) for subject in subjects)
     return Answer(
         times=times,
         session_ms=tuple(subject.session_ms for subject in subjects),
         energy_mj=tuple(subject.energy_mj for subject in subjects),
         footprints=footprints,
+        disturbance=disturbance(undisturbed(getattr(times[0], subjects[0].clock)), request.undisturbed_ms),
         runtime=runtime,
     )
 

@@ -57,6 +57,7 @@ class Request:
         provider: Execution provider of ONNX Runtime.
         threads: Threads of one inference.
         batch_size: Samples of one inference of a run; None for all at once.
+        undisturbed_ms: What the reference is known to take undisturbed; 0 if nothing is known.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -69,6 +70,7 @@ class Request:
     threads: int
     protocol: Protocol
     batch_size: int | None = None
+    undisturbed_ms: float = 0.0
 
 
 HOST = "CPUExecutionProvider"

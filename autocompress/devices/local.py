@@ -21,6 +21,7 @@ from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._lease import lease_path
 from autocompress.devices._measuring import Answer
 from autocompress.devices._process import module_command, module_environment
+from autocompress.devices._quiet import QuietTimes, Reference
 from autocompress.devices._running import OUTPUTS
 from autocompress.devices._session import Request, counted_clock, read_examples, shortened
 from autocompress.devices.detection import processor_name
@@ -44,6 +45,7 @@ class LocalDevice(Device):
     def __init__(self, profile: HardwareProfile, *, time_limit_s: float = 120.0) -> None:
         super().__init__(profile)
         self.time_limit_s = time_limit_s
+        self._quiet = QuietTimes()
 
     def measure(
         self,
@@ -56,13 +58,16 @@ class LocalDevice(Device):
         """Time and weigh models in a fresh process; see `Device.measure`."""
         chosen = protocol or self.profile.protocol
         timed, weighed = timed_models(artifacts, reference), weighed_models(artifacts)
+        known = self._reference(reference, examples)
         with self._lease(), tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
             request = replace(
                 self._request(tuple(timed.values()), examples, scratch),
                 weighed=tuple(weighed.values()),
                 protocol=chosen,
+                undisturbed_ms=self._quiet.of(known),
             )
             answer = self._ask("autocompress.devices._measuring", request)
+            self._quiet.remember(known, answer.times[0])
         return measurements(
             answer,
             artifacts,
@@ -101,6 +106,11 @@ class LocalDevice(Device):
             yield
         finally:
             lock.release()
+
+    def _reference(self, reference: Artifact, examples: tuple[Array, ...]) -> Reference:
+        """What a reference is remembered by."""
+        shapes = ", ".join(f"{array.dtype} {array.shape}" for array in examples)
+        return Reference(reference.sha256, shapes, self.profile.provider, self.profile.threads)
 
     def _request(self, models: tuple[str, ...], examples: tuple[Array, ...], scratch: str) -> Request:
         """A request about some models, whose inputs are saved in the folder `scratch`."""

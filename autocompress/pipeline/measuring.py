@@ -146,7 +146,8 @@ def remeasure(
     each_s = max_cpu_s / max(map(len, bench.places))
 
     def thorough(usual: Protocol) -> Protocol:
-        return replace(usual, max_cpu_s=each_s, min_cpu_s=each_s / 2, interval=usual.interval / 3)
+        # without patience: no more time is left than is given
+        return replace(usual, max_cpu_s=each_s, min_cpu_s=each_s / 2, interval=usual.interval / 3, patience=1.0)
 
     found = []
     for record, measured in zip(records, measure(bench, artifacts, thorough), strict=True):

@@ -500,6 +500,19 @@ def test_measure_tells_of_energy_where_the_machine_does(
     assert "energy of an inference: 1.23 mJ, of the whole processor with its idle power" in capsys.readouterr().out
 
 
+def test_measure_tells_that_it_was_disturbed(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = complete(0, Plan(), 0.97, 0.5, 0.25).measurement
+    assert measured is not None
+    Path("a.onnx").write_bytes(b"x")
+    for disturbance, is_told in ((0.0, False), (0.123, True)):
+        monkeypatch.setattr(api, "measure", Calls(replace(measured, disturbance=disturbance)))
+        assert main(["measure", "a.onnx"]) == 0
+        said = "disturbed: the reference took 12 % longer than when nothing disturbs it"
+        assert (said in capsys.readouterr().out) == is_told
+
+
 # -- configuration, tables and the live view -------------------------------------------------------------------------
 
 

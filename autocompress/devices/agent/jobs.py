@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from autocompress.devices._lease import lease_path
 from autocompress.devices._measuring import Answer
+from autocompress.devices._quiet import QuietTimes, Reference
 from autocompress.devices._running import OUTPUTS
 from autocompress.devices._session import Request
 from autocompress.devices.agent.files import FileStore
@@ -66,6 +67,7 @@ class Jobs:
         self.limits = limits
         self._folder, self._files, self._processor = folder, files, processor
         self._entries: dict[str, _Entry] = {}
+        self._quiet = QuietTimes()
         self._turn = asyncio.Lock()  # first come, first served
         self._closing = False
         shutil.rmtree(folder, ignore_errors=True)
@@ -203,6 +205,7 @@ class Jobs:
 
     async def _work(self, entry: _Entry) -> Answer:
         job = entry.job
+        reference = Reference(job.models[0], job.examples, job.provider, job.threads)
         request = Request(
             parent=os.getpid(),
             models=tuple(map(model_file, job.models)),
@@ -213,9 +216,13 @@ class Jobs:
             threads=job.threads,
             protocol=job.protocol,
             batch_size=job.batch_size,
+            undisturbed_ms=self._quiet.of(reference),
         )
         limits = replace(self.limits, job_s=min(job.limit_s, self.limits.job_s))
-        return await run_process(job.kind, request, entry.folder, limits)
+        answer = await run_process(job.kind, request, entry.folder, limits)
+        if answer.times:
+            self._quiet.remember(reference, answer.times[0])
+        return answer
 
 
 def _failure(error: AutocompressError) -> Answer:
