@@ -25,7 +25,7 @@ came out the same as on an idle machine; found in `experiments/repeatability`. T
 chance again.
 """
 
-BETWEEN_PROCESSES = 0.007
+BETWEEN_PROCESSES = 0.004
 """Relative standard deviation by which a ratio differs from one process to the next beyond what its blocks tell, since
 code and tensors lie elsewhere in memory; found in `experiments/repeatability`."""
 
@@ -175,7 +175,7 @@ def repeatable(ratio: float, interval: tuple[float, float], *, is_disturbed: boo
 
     >>> low, high = repeatable(0.5, (0.49, 0.5))
     >>> round(low, 4), round(high, 4)
-    (0.4879, 0.5069)
+    (0.4893, 0.5039)
     """
     spread = 1.96 * math.hypot(BETWEEN_PROCESSES, BESIDE_DISTURBANCE if is_disturbed else 0.0)
     below, above = math.log(ratio / interval[0]), math.log(interval[1] / ratio)
