@@ -136,13 +136,14 @@ class Quantization(CompressionMethod):
 
     def withheld(self, model: LayerView, space: MethodSpace, profile: HardwareProfile) -> Mapping[str, str]:
         """Precisions that are slower than float here, and no smaller than those that are folded back to it."""
+        named = {str(one) for one in values_of(space, "precision", DEFAULT_PRECISIONS)} - {FLOAT}
         kinds: dict[tuple[str, str, str], int] = {}
         for layer in model.layers:
-            named = set(values_of(space, "precision", DEFAULT_PRECISIONS))
-            slow = named.intersection(_precisions(layer)) - set(_worthwhile(layer, profile))
-            for precision in map(str, slow) if space.admits(layer.name) else ():
-                why = f"no faster than fp32 by the profile {profile.name!r}" if _gains(layer, precision) else SLOW
-                key = precision, str(_kernel(layer)), why
+            kernel = _kernel(layer)
+            if kernel is None or not space.admits(layer.name):
+                continue
+            for precision in named - set(_worthwhile(layer, profile)):
+                key = precision, kernel, _why_not(layer, precision, profile)
                 kinds[key] = kinds.get(key, 0) + 1
         return {
             f"{precision} for {count} layer{'s' if count > 1 else ''} ({kind})": why
@@ -326,6 +327,15 @@ class _Chosen:
 
 SLOW = "slower than fp32 on every machine that was measured"
 """Why a precision is not offered whatever the profile says."""
+
+
+def _why_not(layer: Layer, precision: str, profile: HardwareProfile) -> str:
+    """Why a layer is not offered a precision."""
+    if layer.transposed or (precision == BLOCKWISE and layer.kind == "conv"):
+        return "there is no such kernel"
+    if precision in _precisions(layer) and _gains(layer, precision):
+        return f"no faster than fp32 by the profile {profile.name!r}"
+    return SLOW
 
 
 def _precisions(layer: Layer) -> tuple[str, ...]:

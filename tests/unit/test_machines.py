@@ -167,6 +167,16 @@ def test_a_search_says_what_is_not_tried_since_it_is_slow(run: Run, tmp_path: Pa
     log = alone.read_text(encoding="utf-8")
     assert "not tried: quantization int8 for 3 layers (conv): no faster than fp32 by the profile 'server'" in log
     assert "not tried: quantization int8 for 1 layer (linear): no faster" in log
+    assert "dynamic_int8 for" not in log, "the space does not name it"
+
+
+def test_precisions_that_a_kind_of_layer_never_has_are_told_where_the_space_names_them(tmp_path: Path) -> None:
+    named = MethodSpace({"precision": ("fp32", "int8", "dynamic_int8", "nbits")})
+    space = replace(SPACE, methods={"quantization": named}, policies=())
+    run = search(tmp_path / "run", trials=1, hardware=PHONE, space=space)
+    log = (run.path / "log.txt").read_text(encoding="utf-8")
+    assert "not tried: quantization dynamic_int8 for 3 layers (conv): slower than fp32 on every machine" in log
+    assert "not tried: quantization nbits for 3 layers (conv): there is no such kernel" in log
 
 
 def test_the_front_is_one_of_both_latencies(run: Run) -> None:
