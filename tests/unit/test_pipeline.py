@@ -34,7 +34,7 @@ from autocompress.pipeline import (
 )
 from autocompress.pipeline.on_device import together
 from autocompress.plan import Plan, Recovery, Step
-from autocompress.record import TAKEN_UP, Record, SplitScore, TooSlow, Trial
+from autocompress.record import TAKEN_UP, DeviceScore, Record, SplitScore, TooSlow, Trial
 from autocompress.recovery import Lessons, Recovered
 from autocompress.screen import Screen
 from autocompress.space import Int, SearchSpace
@@ -396,6 +396,22 @@ def test_scoring_on_the_device_is_given_up_once_it_shows_how_long_it_takes(
     assert isinstance(found, TooSlow)
     assert found.seconds > limit_s
     assert ran == [1]
+
+
+def test_a_score_on_the_device_that_is_complete_is_kept_though_it_took_too_long(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, limit_s = FakeDevice.run, 2 * baseline.values["latency_ms"] / 1000 * bench.validation_inferences
+
+    def slowly(self: FakeDevice, artifact: Artifact, inputs: Any, *, batch_size: int | None = None) -> Any:
+        time.sleep(limit_s + 0.01)
+        return run(self, artifact, inputs, batch_size=batch_size)
+
+    monkeypatch.setattr(FakeDevice, "run", slowly)
+    monkeypatch.setattr("autocompress.pipeline.on_device.RUNS", 1)
+    found = score_on_device(baseline, bench, limit_s=limit_s)
+    assert isinstance(found, DeviceScore)
+    assert found.score == baseline.values["accuracy"]
 
 
 @pytest.mark.parametrize("error", [MeasurementError("no kernel for Erf\nat all"), DeviceUnavailable("off")])
