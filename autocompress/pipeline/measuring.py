@@ -51,8 +51,11 @@ def measure(
             for device in devices
         }
 
+    here, *elsewhere = bench.places
     with ThreadPoolExecutor(len(bench.places)) as pool:
-        found = ChainMap(*pool.map(on_all_of, bench.places))
+        others = [pool.submit(on_all_of, place) for place in elsewhere]
+        # in this thread, which Ctrl-C reaches; the pool waits for its own
+        found = ChainMap(on_all_of(here), *(other.result() for other in others))
     return tuple(
         {profile.name: found[profile.name][index] for profile in bench.profiles} for index in range(len(artifacts))
     )
