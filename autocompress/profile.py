@@ -41,7 +41,7 @@ class Protocol:
             when it is reached.
         patience: What `max_cpu_s` is multiplied by while the reference takes over 3 % longer than in the quietest of
             its last ten measurements, from 1 up: what disturbs a machine may pass. One that is slower for good, as when
-            it is throttled, costs that for ten measurements only: no quicker ones are remembered then.
+            it is throttled, costs that for ten measurements of each process only: no quicker ones are remembered then.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

@@ -191,7 +191,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class TooSlow:
-    """A finished model was not scored by what the device computes, as that would have taken too long.
+    """That a finished model was not scored by what the device computes, as it would have taken too long.
 
     Args:
         number: Number of the trial.

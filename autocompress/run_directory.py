@@ -523,7 +523,8 @@ def _require_format(path: Path) -> None:
         return
     found = data.get("version", FORMAT) if isinstance(data, dict) else FORMAT
     if found != FORMAT:
-        wrote = data.get("versions", {}).get("autocompress", "unknown")
+        versions = data.get("versions")
+        wrote = versions.get("autocompress", "unknown") if isinstance(versions, dict) else "unknown"
         raise RunDirectoryError(
             f"run {path}: its files have format {found}, and this release reads format {FORMAT}; open it with the "
             f"release that wrote it (autocompress {wrote}), or search again"

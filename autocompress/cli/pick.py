@@ -27,7 +27,7 @@ def pick(
         typer.Option(
             help="The value that decides among those left; by default what the weights of the search's objectives say, "
             "else its first objective. Over several machines `latency_ms` is their geometric mean, `latency_ms@NAME` "
-            "that on one."
+            "that on one. Of those that measuring can't tell from the fastest it is the smallest."
         ),
     ] = None,
     output: Annotated[

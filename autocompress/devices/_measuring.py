@@ -64,7 +64,7 @@ class Answer:
         session_ms: Wall time that each of these took to be loaded; empty after an error.
         energy_mj: Energy of one inference of each of these models in the mean, None where the machine does not tell;
             empty after an error.
-        disturbance: Of the reference, see `Measurement`; 0 by agents that are older than it.
+        disturbance: Of the reference, see `Measurement`.
         footprints: One for each model that was to be weighed, in order; empty after an error.
         runtime: Name and version of the runtime.
         error: Name of the error's class in `autocompress.errors`, or empty.

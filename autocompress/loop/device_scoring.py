@@ -22,6 +22,9 @@ SHARE = 0.25
 SCORE_S = 5.0
 """Seconds that scoring a model on the device may take, before one has been scored."""
 
+LEAST_S = 0.01
+"""Seconds that scoring a model takes at least; a coarse clock may say 0."""
+
 Outcome = DeviceScore | TooSlow
 
 
@@ -65,7 +68,7 @@ class DeviceScoring:
 
     def _each_s(self) -> float:
         """Seconds of a model, going by the slowest lately."""
-        return max(self._seconds[-8:], default=SCORE_S)
+        return max(LEAST_S, *self._seconds[-8:]) if self._seconds else SCORE_S
 
     def _missing(self) -> tuple[Record, ...]:
         """The baseline and the models of the front, as far as they have no score on the device and are to have one."""

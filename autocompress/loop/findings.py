@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from autocompress.point import Point
 from autocompress.probe import Sensitivity
 from autocompress.record import Confirmation, DeviceScore, Record
 from autocompress.run_directory import Line, RunConfig, RunDirectory
@@ -39,15 +38,10 @@ class Findings:
                 self.sensitivities.append(line)
 
     def renew_front(self) -> None:
-        """Bring the front up to date, on disk too."""
-        self.best: tuple[Point | None, tuple[Point, ...]] = self.directory.write_front(
+        """Bring the front up to date, and the baseline as a point beside it; on disk too."""
+        self.baseline_point, self.front = self.directory.write_front(
             self.records, self.confirmations, self.device_scores
         )
-
-    @property
-    def front(self) -> tuple[Point, ...]:
-        """The models of the front, without the baseline unless it is one of them."""
-        return self.best[1]
 
     def record(self, number: int) -> Record:
         """The record of a trial."""

@@ -106,7 +106,8 @@ class SearchLoop:
         reason, known = self._search(), 0
         while not self._interrupts.cancel:
             self._confirm()
-            self._device_scoring.score_front()
+            if not self._interrupts.cancel:
+                self._device_scoring.score_front()
             count = len(self._findings.records)
             if reason != SPENT or count == known:
                 break

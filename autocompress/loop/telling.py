@@ -77,7 +77,7 @@ class Telling:
             failed=counts["failed"],
             running=self._busy(),
             looked=len(found.sensitivities),
-            baseline=found.best[0],
+            baseline=found.baseline_point,
             front=found.front,
             metric=config.metric,
             is_percentage=config.is_percentage,

@@ -47,10 +47,11 @@ class Waiting:
             until_s: Time of the search at which they are given up, in any case a grace after its budget.
 
         Raises:
-            MeasurementError: If it is too late already, or somebody cancels; the calls are dropped then.
+            MeasurementError: If none has ended and it is too late already, or somebody cancels; the calls are dropped
+                then.
         """
         late = self._budget.left_s < -GRACE_S or self._budget.clock.elapsed_s > until_s
-        if late or self._interrupts.cancel:
+        if (late or self._interrupts.cancel) and not any(future.done() for future in pending):
             self._calls.kill()
             raise MeasurementError("cancelled" if self._interrupts.cancel else "its time is spent")
         done, _ = wait(pending, timeout=TICK_S, return_when=FIRST_COMPLETED)

@@ -74,7 +74,8 @@ def _score(record: Record, bench: Workbench, limit_s: float) -> float:
         outputs.append(bench.devices[0].run(artifact, batch.inputs, batch_size=size)[0])
         targets.append(batch.targets)
         done = sum(math.ceil(len(part) / size) for part in targets)
-        _require_time((time.monotonic() - started) * bench.validation_inferences / done, limit_s)
+        if done < bench.validation_inferences:  # what is complete is not thrown away
+            _require_time((time.monotonic() - started) * bench.validation_inferences / done, limit_s)
     return bench.task.evaluate(np.concatenate(outputs), np.concatenate(targets), "validation")
 
 

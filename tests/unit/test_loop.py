@@ -664,6 +664,23 @@ def test_what_one_machine_scored_is_kept_where_another_hangs(tmp_path: Path, mon
     assert "scoring on the device ended: MeasurementError: its time is spent" in log_of(bench)
 
 
+def test_what_has_ended_is_kept_however_late_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the executor `inline`, whose calls have ended before they are waited for."""
+    monkeypatch.setattr("autocompress.loop.waiting.GRACE_S", -1000.0)
+    bench = Bench(tmp_path / "run", score_on_device=True, budget_s=60.0)
+    assert bench.run(Listed(plans(1))) == "complete"
+    assert {one.number for one in bench.directory.confirmations()} == {0, 1}
+    assert {one.number for one in bench.directory.device_scores()} == {0, 1}
+    assert bench.killed == 0
+
+
+def test_a_score_on_the_device_that_took_no_time_by_a_coarse_clock_is_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", score_on_device=True, budget_s=60.0)
+    bench._device_score = lambda record, limit_s: done(DeviceScore(record.number, 0.9))  # type: ignore[method-assign]
+    assert bench.run(Listed(plans(1))) == "complete"
+    assert {one.number for one in bench.directory.device_scores()} == {0, 1}
+
+
 def test_measuring_the_front_leaves_scoring_on_the_device_its_time(tmp_path: Path) -> None:
     each: dict[bool, float] = {}
     for asked in (False, True):
@@ -692,6 +709,16 @@ def test_a_device_that_takes_too_long_is_not_waited_for(tmp_path: Path, monkeypa
     assert bench.killed >= 1
     assert len(bench.ran) == 1
     assert "scoring on the device ended: MeasurementError: its time is spent" in log_of(bench)
+
+
+def test_two_requests_to_stop_while_the_front_is_confirmed_keep_it_from_being_scored_on_the_device(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path / "run", score_on_device=True)
+    bench._test_score = lambda record: Future()  # type: ignore[method-assign]
+    Timer(0.3, setattr, (bench.interrupts, "count", 2)).start()
+    assert bench.run(Listed(plans(1))) == "stopped"
+    assert bench.scored_on_device == [0], "the baseline, before the search"
 
 
 def test_two_requests_to_stop_end_the_scoring_on_the_device(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Thread, current_thread
 from typing import Any
 
 import pytest
@@ -272,6 +272,21 @@ def test_machines_that_can_not_be_told_apart_are_refused(
     with pytest.raises(InvalidInput, match=message):
         search(tmp_path / "run", hardware=profiles)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_machine_is_measured_in_the_thread_that_ctrl_c_reaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, threads = Workbench(task, (PHONE,), tmp_path), list[Thread]()
+
+    def measure(*_: object, **__: object) -> tuple[()]:
+        threads.append(current_thread())
+        return ()
+
+    monkeypatch.setattr(FakeDevice, "measure", measure)
+    monkeypatch.setattr(Workbench, "reference", None)
+    assert measuring.measure(bench, []) == ()
+    assert threads == [current_thread()]
 
 
 def test_machines_elsewhere_measure_at_the_same_time_and_profiles_of_one_place_in_turn(

@@ -34,7 +34,8 @@ from autocompress.pipeline import (
 )
 from autocompress.pipeline.on_device import together
 from autocompress.plan import Plan, Recovery, Step
-from autocompress.record import TAKEN_UP, Record, SplitScore, TooSlow, Trial
+from autocompress.profile import HardwareProfile, Protocol
+from autocompress.record import TAKEN_UP, DeviceScore, Record, SplitScore, TooSlow, Trial
 from autocompress.recovery import Lessons, Recovered
 from autocompress.screen import Screen
 from autocompress.space import Int, SearchSpace
@@ -398,6 +399,22 @@ def test_scoring_on_the_device_is_given_up_once_it_shows_how_long_it_takes(
     assert ran == [1]
 
 
+def test_a_score_on_the_device_that_is_complete_is_kept_though_it_took_too_long(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, limit_s = FakeDevice.run, 2 * baseline.values["latency_ms"] / 1000 * bench.validation_inferences
+
+    def slowly(self: FakeDevice, artifact: Artifact, inputs: Any, *, batch_size: int | None = None) -> Any:
+        time.sleep(limit_s + 0.01)
+        return run(self, artifact, inputs, batch_size=batch_size)
+
+    monkeypatch.setattr(FakeDevice, "run", slowly)
+    monkeypatch.setattr("autocompress.pipeline.on_device.RUNS", 1)
+    found = score_on_device(baseline, bench, limit_s=limit_s)
+    assert isinstance(found, DeviceScore)
+    assert found.score == baseline.values["accuracy"]
+
+
 @pytest.mark.parametrize("error", [MeasurementError("no kernel for Erf\nat all"), DeviceUnavailable("off")])
 def test_what_a_device_can_not_do_with_a_model_is_a_reason_and_a_lost_device_an_error(
     error: Exception, bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
@@ -494,6 +511,22 @@ def test_a_task_is_not_changed_by_trials(bench: Workbench, baseline: Record) -> 
 def test_a_task_without_calibration_data_takes_it_from_train() -> None:
     bare = Task(name="bare", model=task.model, train=task.train, validation=task.validation)
     assert sum(len(batch) for batch in bare.split("calibration").batches(64)) == 256
+
+
+def test_an_untrained_model_is_measured_quickly_with_the_patience_of_the_machine(
+    baseline: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, take = [], FakeDevice.measure
+
+    def measure(self: FakeDevice, *given: Any, protocol: Protocol, **options: Any) -> Any:
+        used.append((protocol.max_cpu_s, protocol.patience))
+        return take(self, *given, protocol=protocol, **options)
+
+    monkeypatch.setattr(FakeDevice, "measure", measure)
+    hurried = HardwareProfile("hurried", device="fake", protocol=Protocol(max_cpu_s=0.8, patience=1.5))
+    bench = Workbench(task, (hurried,), tmp_path)
+    assert run_trial(Trial(1, PRUNED), bench, screen(baseline)).status == "complete"
+    assert used == [(0.25, 1.5), (0.8, 1.5)]
 
 
 def test_a_copy_that_is_finished_for_screening_leaves_the_model_trainable(bench: Workbench, baseline: Record) -> None:

@@ -210,6 +210,9 @@ def test_a_run_of_another_release_is_refused_with_what_to_do(directory: RunDirec
     path.write_text(json.dumps({**kept, "version": 3}))
     with pytest.raises(RunDirectoryError, match="format 3"):
         RunDirectory.open(directory.path)
+    path.write_text(json.dumps({"version": 1, "versions": None}))
+    with pytest.raises(RunDirectoryError, match=r"format 1.* \(autocompress unknown\)"):
+        RunDirectory.open(directory.path)
 
 
 def test_a_damaged_configuration_is_no_other_format(directory: RunDirectory) -> None:
