@@ -33,9 +33,10 @@ DISTURBED = 0.03
 """By how much longer a reference may take than it is known to take undisturbed, relative, until all that is measured
 beside it counts as disturbed; others stay within 1.3 %, found in `experiments/repeatability`."""
 
-BESIDE_DISTURBANCE = 0.25
-"""Relative standard deviation of a ratio whose reference was disturbed: what holds a machine for all of a reading slows
-models by different factors. Ratios were off by 8 to 47 % then, found in `experiments/repeatability`."""
+BESIDE_DISTURBANCE, MOST_BESIDE_DISTURBANCE = 4.0, 0.25
+"""Relative standard deviation of a ratio whose reference was disturbed, for each unit of the disturbance and at most:
+what holds a machine for all of a reading slows models by different factors. Ratios were off by 8 to 47 % beside
+disturbances of 0.06 to 0.15, found in `experiments/repeatability`."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def disturbance(undisturbed_ms: float, known_ms: float) -> float:
     return excess if excess > DISTURBED else 0.0
 
 
-def repeatable(ratio: float, interval: tuple[float, float], *, is_disturbed: bool = False) -> tuple[float, float]:
+def repeatable(ratio: float, interval: tuple[float, float], *, disturbance: float = 0.0) -> tuple[float, float]:
     """The 95 % interval in which ratios of other processes are expected, from that of one.
 
     Spreads are added up on a logarithmic scale, since they are factors: even the widest interval is above 0.
@@ -177,6 +178,7 @@ def repeatable(ratio: float, interval: tuple[float, float], *, is_disturbed: boo
     >>> round(low, 4), round(high, 4)
     (0.4893, 0.5039)
     """
-    spread = 1.96 * math.hypot(BETWEEN_PROCESSES, BESIDE_DISTURBANCE if is_disturbed else 0.0)
+    beside = min(MOST_BESIDE_DISTURBANCE, BESIDE_DISTURBANCE * disturbance)
+    spread = 1.96 * math.hypot(BETWEEN_PROCESSES, beside)
     below, above = math.log(ratio / interval[0]), math.log(interval[1] / ratio)
     return ratio * math.exp(-math.hypot(below, spread)), ratio * math.exp(math.hypot(above, spread))

@@ -25,6 +25,9 @@ BITS, FULL_BITS = "bits", 8
 WORDS = ("precision", "pattern", "decomposition", "importance")
 """Parameters whose words tell models apart; others are details."""
 
+FARTHEST_TIE = 0.05
+"""Relative difference of two latencies from which on the faster model is chosen, however little is known of them."""
+
 _UNFIT = re.compile(r"[^\w.+-]+")
 """What names of files had better not hold."""
 
@@ -154,7 +157,8 @@ def ties(a: Point, b: Point, latency: str) -> bool:
 def _near(a: Point | OnMachine, b: Point | OnMachine) -> bool:
     """Whether two ratios differ by no more than their measurements leave open."""
     halves = [(high - low) / 2 for low, high in (a.latency_ratio_interval, b.latency_ratio_interval)]
-    return abs(a.latency_ratio - b.latency_ratio) <= math.hypot(*halves)
+    largest = FARTHEST_TIE * max(a.latency_ratio, b.latency_ratio)
+    return abs(a.latency_ratio - b.latency_ratio) <= min(math.hypot(*halves), largest)
 
 
 def as_csv(points: Sequence[Point]) -> str:

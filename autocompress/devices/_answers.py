@@ -63,7 +63,7 @@ def require_fit(answer: Answer, *, timed: int, weighed: int) -> None:
             if not blocks or not all(blocks):
                 raise ValueError("times without a block, or with an empty one")
             if not all(math.isfinite(ms) and ms > 0 for block in blocks for ms in block):
-                raise ValueError("times that are no numbers above 0")
+                raise ValueError("times that are no numbers above 0 (too short for the machine's clock?)")
     if not all(math.isfinite(ms) and ms >= 0 for ms in answer.session_ms):
         raise ValueError("load times that are no numbers from 0 up")
     if not all(mj is None or (math.isfinite(mj) and mj >= 0) for mj in answer.energy_mj):
@@ -137,7 +137,7 @@ def _measurement(
     return Measurement(
         latency_ms=undisturbed(times),
         latency_ratio=ratio,
-        latency_ratio_interval=repeatable(ratio, interval, is_disturbed=disturbance > 0),
+        latency_ratio_interval=repeatable(ratio, interval, disturbance=disturbance),
         wall_p50_ms=float(p50),
         wall_p95_ms=float(p95),
         contention=float(wall.sum() / cpu.sum()),

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from autocompress.artifact import Artifact
 from autocompress.data import Array, batch_size_of
-from autocompress.devices._answers import measurements, raise_error, timed_models, weighed_models
+from autocompress.devices._answers import measurements, raise_error, require_fit, timed_models, weighed_models
 from autocompress.devices._base import DEVICES, Device
 from autocompress.devices._lease import lease_path
 from autocompress.devices._measuring import Answer
@@ -67,6 +67,10 @@ class LocalDevice(Device):
                 undisturbed_ms=self._quiet.of(known),
             )
             answer = self._ask("autocompress.devices._measuring", request)
+            try:
+                require_fit(answer, timed=len(timed), weighed=len(weighed))
+            except ValueError as error:
+                raise MeasurementError(f"{', '.join(timed.values())}: can't be timed: {error}") from error
             self._quiet.remember(known, answer.times[0])
         return measurements(
             answer,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from itertools import accumulate
 
 from autocompress.duration import format_duration
 from autocompress.errors import MeasurementError
@@ -14,6 +14,7 @@ from autocompress.loop.findings import Findings
 from autocompress.loop.telling import Telling
 from autocompress.loop.times import Budget
 from autocompress.loop.waiting import Waiting
+from autocompress.objective import LATENCY
 from autocompress.record import DeviceScore, Record, TooSlow
 
 SHARE = 0.25
@@ -21,9 +22,6 @@ SHARE = 0.25
 
 SCORE_S = 5.0
 """Seconds that scoring a model on the device may take, before one has been scored."""
-
-LEAST_S = 0.01
-"""Seconds that scoring a model takes at least; a coarse clock may say 0."""
 
 Outcome = DeviceScore | TooSlow
 
@@ -43,14 +41,18 @@ class DeviceScoring:
         self._findings, self._config = findings, findings.config
         self._calls, self._waiting, self._budget, self._telling = calls, waiting, budget, telling
         self._seconds = [one.seconds for one in findings.device_scores]
-        """What models took that were scored, or would have taken."""
+        """What models took that were scored."""
+
+        self._slowness = 0.0
+        """Seconds for each millisecond of latency that those took, or would have, for which there was no time."""
 
     def needed_s(self) -> float:
-        """Seconds to keep for the front: for as many of its models as fit into the share that may be kept."""
+        """Seconds to keep for the front and a model that may join it: for as many as fit into the share for it."""
         if self._budget.total_s is None or not self._config.score_on_device:
             return 0.0
-        turns = math.ceil((1 + len(self._missing())) / self._machines)
-        return min(turns, self._budget.share_s(SHARE) // self._each_s()) * self._each_s()
+        each_s = sorted(self._expected_s(record) for record in (self._findings.baseline, *self._missing()))
+        turns = [max(each_s[start : start + self._machines]) for start in range(0, len(each_s), self._machines)]
+        return max(total for total in accumulate(turns, initial=0.0) if total <= self._budget.share_s(SHARE))
 
     def score_baseline(self) -> None:
         """Score the baseline; it shows how long a model takes."""
@@ -66,9 +68,13 @@ class DeviceScoring:
         """Models that are scored at one time."""
         return max(1, min(self._config.workers, len(self._config.profile.addresses)))
 
-    def _each_s(self) -> float:
-        """Seconds of a model, going by the slowest lately."""
-        return max(LEAST_S, *self._seconds[-8:]) if self._seconds else SCORE_S
+    def _expected_s(self, record: Record) -> float:
+        """Seconds of a model: those of the slowest lately, or more by its latency where others were too slow."""
+        lately_s = max(self._seconds[-8:], default=0.0 if self._slowness else SCORE_S)
+        return max(lately_s, self._slowness * record.values[LATENCY])
+
+    def _note_slow(self, record: Record, seconds: float) -> None:
+        self._slowness = max(self._slowness, seconds / record.values[LATENCY])
 
     def _missing(self) -> tuple[Record, ...]:
         """The baseline and the models of the front, as far as they have no score on the device and are to have one."""
@@ -88,7 +94,7 @@ class DeviceScoring:
         if not records:
             return
         self._telling.tell(f"scoring on the device (models: {len(records)})")
-        waiting, running, ended = deque(records), dict[Future[Outcome], float](), ""
+        waiting, running, ended = list(records), dict[Future[Outcome], tuple[Record, float]](), ""
         while True:
             ended = ended or self._start(waiting, running, until_s)
             if not running:
@@ -97,37 +103,43 @@ class DeviceScoring:
                 done = self._waiting.for_some(running, until_s=until_s)
             except MeasurementError as error:  # all that ran is dropped
                 ended = self._telling.explained(error)
-                self._seconds += [self._budget.clock.elapsed_s - began_s for began_s in running.values()]
+                for record, began_s in running.values():
+                    self._note_slow(record, self._budget.clock.elapsed_s - began_s)
                 break
             for future in done:
-                ended = self._take_in(future, running.pop(future)) or ended
+                ended = self._take_in(future, *running.pop(future)) or ended
         if ended:
             self._telling.tell(f"scoring on the device ended: {ended} (models without a score: {len(self._missing())})")
 
-    def _start(self, waiting: deque[Record], running: dict[Future[Outcome], float], until_s: float) -> str:
-        """Give every machine a model; returns why not, if there is no time for more."""
+    def _start(
+        self, waiting: list[Record], running: dict[Future[Outcome], tuple[Record, float]], until_s: float
+    ) -> str:
+        """Give every machine the first model that there is time for; returns why not, if there is none."""
         while waiting and len(running) < self._machines:
             now_s = self._budget.clock.elapsed_s
             limit_s = min(self._budget.left_s, until_s - now_s)
-            if limit_s < self._each_s():
+            record = next((record for record in waiting if self._expected_s(record) <= limit_s), None)
+            if record is None:
                 return "no time is left"
-            running[self._calls.device_score(waiting.popleft(), limit_s)] = now_s
+            waiting.remove(record)
+            running[self._calls.device_score(record, limit_s)] = record, now_s
         return ""
 
-    def _take_in(self, future: Future[Outcome], began_s: float) -> str:
+    def _take_in(self, future: Future[Outcome], record: Record, began_s: float) -> str:
         """Write down what came of scoring a model; returns why no more is to be tried, if so."""
         try:
             outcome = future.result()
         except Exception as error:
-            self._seconds.append(self._budget.clock.elapsed_s - began_s)
+            self._note_slow(record, self._budget.clock.elapsed_s - began_s)
             return self._telling.explained(error)
-        self._seconds.append(outcome.seconds)
         if isinstance(outcome, TooSlow):
+            self._note_slow(record, outcome.seconds)
             self._telling.tell(
                 f"model {outcome.number} is not scored on the device: that would take about "
                 f"{format_duration(outcome.seconds)}, more than there is time for"
             )
             return ""
+        self._seconds.append(outcome.seconds)
         self._findings.add(outcome)
         self._findings.renew_front()
         if outcome.reason:

@@ -16,8 +16,8 @@ from autocompress.loop.times import Budget
 TICK_S = 0.5
 """Seconds between two signs of life."""
 
-GRACE_S = 10.0
-"""Seconds by which what has been begun may go beyond the budget, where it takes longer than was expected."""
+GRACE_S, GRACE_SHARE = 5.0, 0.03
+"""Seconds, or the share of the budget if that is more, by which what has been begun may go beyond the budget."""
 
 
 class Waiting:
@@ -50,7 +50,8 @@ class Waiting:
             MeasurementError: If none has ended and it is too late already, or somebody cancels; the calls are dropped
                 then.
         """
-        late = self._budget.left_s < -GRACE_S or self._budget.clock.elapsed_s > until_s
+        grace_s = max(GRACE_S, self._budget.share_s(GRACE_SHARE))
+        late = self._budget.left_s < -grace_s or self._budget.clock.elapsed_s > until_s
         if (late or self._interrupts.cancel) and not any(future.done() for future in pending):
             self._calls.kill()
             raise MeasurementError("cancelled" if self._interrupts.cancel else "its time is spent")

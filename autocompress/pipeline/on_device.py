@@ -67,7 +67,8 @@ def _score(record: Record, bench: Workbench, limit_s: float) -> float:
     artifact, size = Artifact.of(bench.artifact_path(record.plan)), batch_size_of(bench.task.examples)
     bytes_each = sum(array.nbytes for array in bench.task.examples)
     each_s = record.values["latency_ms"] / 1000
-    _require_time(bench.validation_inferences * each_s, limit_s)
+    inferences = bench.validation_inferences if limit_s < math.inf else 0
+    _require_time(inferences * each_s, limit_s)
     most = max(1, min(RUN_BYTES // max(1, bytes_each), int(min(RUN_S, limit_s / RUNS) / each_s)))
     outputs, targets, started = [], [], time.monotonic()
     for batch in together(bench.task.split("validation").batches(size), size, most):
@@ -75,7 +76,7 @@ def _score(record: Record, bench: Workbench, limit_s: float) -> float:
         targets.append(batch.targets)
         done = sum(math.ceil(len(part) / size) for part in targets)
         if done < bench.validation_inferences:  # what is complete is not thrown away
-            _require_time((time.monotonic() - started) * bench.validation_inferences / done, limit_s)
+            _require_time((time.monotonic() - started) * inferences / done, limit_s)
     return bench.task.evaluate(np.concatenate(outputs), np.concatenate(targets), "validation")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,9 +65,13 @@ class Workbench:
 
     @property
     def places(self) -> tuple[tuple[Device, ...], ...]:
-        """The devices by where they are: those of one place are profiles of one machine, or of one pool of machines."""
-        addresses = dict.fromkeys(profile.addresses for profile in self.profiles)
-        return tuple(tuple(one for one in self.devices if one.profile.addresses == place) for place in addresses)
+        """The devices by where they are: those of one place have a machine in common."""
+        places: list[tuple[Device, ...]] = []
+        for device in self.devices:
+            shared = [place for place in places if any(_meet(device, other) for other in place)]
+            places = [place for place in places if place not in shared]
+            places.append((*chain.from_iterable(shared), device))
+        return tuple(places)
 
     @cached_property
     def target(self) -> HardwareProfile:
@@ -116,3 +121,9 @@ class Workbench:
     def artifact_path(self, plan: Plan) -> Path:
         """Where the model file of a plan lies."""
         return self.directory / "artifacts" / f"{plan.digest}.onnx"
+
+
+def _meet(a: Device, b: Device) -> bool:
+    """Whether two devices have a machine in common; those without an address are all this one."""
+    mine, yours = set(a.profile.addresses), set(b.profile.addresses)
+    return bool(mine & yours) or not (mine or yours)

@@ -651,8 +651,21 @@ def test_nothing_of_the_budget_is_kept_for_a_device_that_is_too_slow(tmp_path: P
     assert bench.directory.device_scores() == (), "a larger budget may try again"
 
 
+def test_models_that_are_quick_enough_are_scored_though_the_baseline_is_not(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=100.0, score_on_device=True)
+    score = bench._device_score
+    bench._device_score = lambda record, limit_s: (  # type: ignore[method-assign]
+        score(record, limit_s) if record.values["latency_ms"] < 0.3 else done(TooSlow(record.number, 30.0))
+    )
+    for number, plan in enumerate(plans(20), 1):
+        bench.directory.append(bench.improving(Trial(number, plan)))
+    bench.run(Listed([]), spent_s=70.0)
+    assert {one.number for one in bench.directory.device_scores()} == set(range(12, 21)), "0.9 to the 12th is 0.28"
+
+
 def test_what_one_machine_scored_is_kept_where_another_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autocompress.loop.waiting.GRACE_S", -45.0)
+    monkeypatch.setattr("autocompress.loop.waiting.GRACE_SHARE", -1.0)
     pool = HardwareProfile("pool", device="remote", addresses=("http://a:1", "http://b:1"))
     bench = Bench(tmp_path / "run", score_on_device=True, profiles=(pool,), workers=2, budget_s=60.0)
     score = bench._device_score
@@ -667,6 +680,7 @@ def test_what_one_machine_scored_is_kept_where_another_hangs(tmp_path: Path, mon
 def test_what_has_ended_is_kept_however_late_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with the executor `inline`, whose calls have ended before they are waited for."""
     monkeypatch.setattr("autocompress.loop.waiting.GRACE_S", -1000.0)
+    monkeypatch.setattr("autocompress.loop.waiting.GRACE_SHARE", -1000.0)
     bench = Bench(tmp_path / "run", score_on_device=True, budget_s=60.0)
     assert bench.run(Listed(plans(1))) == "complete"
     assert {one.number for one in bench.directory.confirmations()} == {0, 1}

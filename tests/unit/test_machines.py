@@ -33,6 +33,8 @@ PHONE = replace(resolve_profile("fake"), name="phone")
 SERVER = replace(PHONE, name="server", kernels={})
 """Two machines: integers are fast on one alone."""
 
+QUIET = Measurement(1.0, 1.0, (0.9, 1.1), 1.0, 1.0, 1.0, 1, 0, 1, "test")
+
 SPACE = SearchSpace(
     "quick",
     methods={
@@ -289,6 +291,31 @@ def test_one_machine_is_measured_in_the_thread_that_ctrl_c_reaches(
     assert threads == [current_thread()]
 
 
+def test_profiles_that_have_a_board_in_common_are_one_place(tmp_path: Path) -> None:
+    pools = {"one": ("http://a:1", "http://b:1"), "two": ("http://c:1",), "three": ("http://b:1",), "four": ()}
+    profiles = tuple(
+        HardwareProfile(name, device="remote" if addresses else "local", addresses=addresses)
+        for name, addresses in pools.items()
+    )
+    places = Workbench(task, profiles, tmp_path).places
+    assert {tuple(one.profile.name for one in place) for place in places} == {("one", "three"), ("two",), ("four",)}
+
+
+@pytest.mark.parametrize(
+    ("disturbances", "kept", "asked"), [((0.1, 0.0), 1, 2), ((0.1, 0.2), 0, 2), ((0.2, 0.1), 1, 2), ((0.0,), 0, 1)]
+)
+def test_a_model_is_measured_once_more_where_the_machine_was_disturbed(
+    disturbances: Sequence[float], kept: int, asked: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [replace(QUIET, disturbance=one, latency_ms=float(number)) for number, one in enumerate(disturbances)]
+    given = iter(found)
+    monkeypatch.setattr(FakeDevice, "measure", lambda *_, **__: (next(given),))
+    monkeypatch.setattr(Workbench, "reference", None)
+    (measured,) = measuring.measure(Workbench(task, (PHONE,), tmp_path), [Artifact("a", "0" * 64, 1)])
+    assert measured == {"phone": found[kept]}
+    assert len(found) - len(list(given)) == asked
+
+
 def test_machines_elsewhere_measure_at_the_same_time_and_profiles_of_one_place_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,13 +328,13 @@ def test_machines_elsewhere_measure_at_the_same_time_and_profiles_of_one_place_i
         order.append(device.profile.name)
         if device.profile.name != "two":
             together.wait(timeout=60)
-        return tuple(f"{device.profile.name}{index}" for index, _ in enumerate(artifacts))
+        return tuple(replace(QUIET, machine=f"{device.profile.name}{index}") for index, _ in enumerate(artifacts))
 
     for kind in (FakeDevice, RemoteDevice):
         monkeypatch.setattr(kind, "measure", measure)
     monkeypatch.setattr(Workbench, "reference", None)
-    found: Any = measuring.measure(bench, [Artifact("a", "0" * 64, 1), Artifact("b", "1" * 64, 1)])
-    assert [list(one.items()) for one in found] == [
+    found = measuring.measure(bench, [Artifact("a", "0" * 64, 1), Artifact("b", "1" * 64, 1)])
+    assert [[(name, measured.machine) for name, measured in one.items()] for one in found] == [
         [(name, f"{name}{index}") for name in ("one", "two", "there")] for index in range(2)
     ]
     assert order.index("two") > order.index("one")

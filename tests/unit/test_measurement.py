@@ -136,12 +136,20 @@ def test_what_other_processes_find_varies_more_than_the_blocks_of_one(ratio: flo
 
 
 @given(st.floats(0.05, 5.0), st.floats(0.0, 0.99), st.floats(0.0, 5.0))
-def test_a_disturbed_reference_leaves_the_ratio_open_by_half_and_more_but_above_0(
+def test_a_reference_that_was_clearly_disturbed_leaves_the_ratio_open_by_half_and_more_but_above_0(
     ratio: float, below: float, above: float
 ) -> None:
-    low, high = repeatable(ratio, (ratio * (1 - below), ratio * (1 + above)), is_disturbed=True)
+    low, high = repeatable(ratio, (ratio * (1 - below), ratio * (1 + above)), disturbance=0.1)
     assert 0 < low < ratio * (1 - 0.38)
     assert high > ratio * (1 + 0.47)
+
+
+@given(st.floats(0.0, 0.5), st.floats(0.0, 0.5))
+def test_the_more_a_reference_was_disturbed_the_wider_is_the_interval(one: float, other: float) -> None:
+    less, more = sorted((one, other))
+    (low, high), (lower, higher) = (repeatable(0.5, (0.49, 0.51), disturbance=each) for each in (less, more))
+    assert lower <= low
+    assert higher >= high
 
 
 @given(st.floats(0.01, 100.0), st.floats(0.01, 100.0), st.floats(0.0, 1.0))

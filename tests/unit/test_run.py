@@ -10,6 +10,7 @@ from synthetic import PRUNED, complete, config, make_run, on_two_machines, score
 
 from autocompress.errors import InvalidInput, RunDirectoryError, UnknownName
 from autocompress.plan import Plan, Recovery
+from autocompress.point import ties
 from autocompress.record import DeviceScore
 from autocompress.run import Run
 from autocompress.run_directory import RunDirectory
@@ -127,6 +128,13 @@ def test_of_models_whose_latencies_can_not_be_told_apart_the_smallest_is_picked(
     assert run.pick(best="latency_ms").number == 9, "3 is faster by what may be noise, 10 is slower"
     assert run.pick(best="latency_ratio").number == 9
     assert run.pick(best="size_bytes").number == 10
+
+
+def test_a_model_that_is_clearly_slower_is_never_as_fast_however_little_is_known(run: Run) -> None:
+    point = replace(run.points[0], latency_ratio=0.3, latency_ratio_interval=(0.2, 0.4))
+    assert ties(point, replace(point, latency_ratio=0.31), "latency_ms")
+    assert not ties(point, replace(point, latency_ratio=0.32), "latency_ms")
+    assert not ties(point, point, "size_bytes")
 
 
 def test_pick_copies_the_model_with_its_plan(run: Run, tmp_path: Path) -> None:
