@@ -26,6 +26,7 @@ from autocompress.executors import EXECUTORS, TrialExecutor
 from autocompress.interrupts import Interrupts
 from autocompress.landscapes import landscape
 from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
+from autocompress.machine_events import MachineEvents
 from autocompress.measurement import Measurement
 from autocompress.objective import (
     MACHINE_NAME,
@@ -324,6 +325,7 @@ def measure(
     hardware: str | HardwareProfile = "local",
     reference: str | Path | None = None,
     batch_size: int = 1,
+    observe: Callable[[str], None] | None = None,
 ) -> Measurement:
     """Measure an ONNX file on a device, interleaved with a reference model if one is given.
 
@@ -332,6 +334,7 @@ def measure(
         hardware: As in `search`.
         reference: Another ONNX file with the same inputs; the latency ratio is taken against it.
         batch_size: Samples of one inference, for models with a free first axis.
+        observe: Called with a line when machines elsewhere are lost, waited for, or back.
 
     Raises:
         InvalidInput: If a file is missing, or the model has batches of another size.
@@ -348,7 +351,10 @@ def measure(
     artifact = Artifact.of(Path(model))
     other = Artifact.of(Path(reference)) if reference is not None else artifact
     examples = random_inputs(Path(model), batch_size=_positive("batch size", batch_size) or 1)
-    return open_device(profile).measure([artifact], other, examples=examples)[0]
+    device = open_device(profile)
+    if observe is not None:
+        device.tell = observe
+    return device.measure([artifact], other, examples=examples)[0]
 
 
 def profile_device(
@@ -558,7 +564,14 @@ class _Session:
         for _ in range(0 if self._warm else config.workers - 1):
             self._pool.submit(worker.warm_up, assignment)
         self._warm = True
-        return _wait_for(future, self._interrupts, lambda: self._directory.beat("running", self._clock.elapsed_s))
+        machines = MachineEvents(self._directory)
+
+        def beat() -> None:
+            self._directory.beat("running", self._clock.elapsed_s)
+            for event in machines.new():
+                _announce(self._observer, event, self._clock.elapsed_s, config)
+
+        return _wait_for(future, self._interrupts, beat)
 
     def _tell(self, config: RunConfig, event: str) -> None:
         self._directory.log(event)

@@ -119,15 +119,20 @@ class HardwareProfile:
         return self.kernels.get(kind, self.kernels.get(GENERAL.get(kind, kind), ()))
 
     def _check_addresses(self) -> None:
-        if (self.device == REMOTE) != bool(self.addresses):
+        if self.addresses and self.device != REMOTE:
             raise InvalidInput(
-                f"hardware profile {self.name!r}: device {self.device!r} with the addresses {list(self.addresses)}: "
-                "a remote device needs at least one, others have none"
+                f"hardware profile {self.name!r}: device {self.device!r} with addresses; expected `device: {REMOTE}`, "
+                "which alone has some"
+            )
+        if self.device == REMOTE and not self.addresses:
+            raise InvalidInput(
+                f"hardware profile {self.name!r}: device {REMOTE!r} without addresses; expected a list of at least one"
             )
         for address in self.addresses:
             if not _ADDRESS.fullmatch(address):
                 raise InvalidInput(
-                    f"hardware profile {self.name!r}: address {address!r}: expected http://host:port or https://host:port"
+                    f"hardware profile {self.name!r}: address {address!r}: expected http://host:port or "
+                    "https://host:port, and nothing after it"
                 )
         if len(set(self.addresses)) < len(self.addresses):
             raise InvalidInput(f"hardware profile {self.name!r}: an address comes twice: {', '.join(self.addresses)}")

@@ -60,6 +60,12 @@ class Run:
         return "running" if self._directory.is_locked() else "interrupted"
 
     @property
+    def reason(self) -> str:
+        """Why the last process that searched here ended; empty while one does, or if none could say so."""
+        beat = self._directory.heartbeat
+        return beat.reason if beat is not None else ""
+
+    @property
     def was_cancelled(self) -> bool:
         """True if the last process that searched here was told twice to stop."""
         beat = self._directory.heartbeat
@@ -155,7 +161,8 @@ class Run:
     def columns(self) -> tuple[Column, ...]:
         """The columns that a table of the front has, or of the near misses where nothing obeys."""
         config, baseline, misses = self.config, self.baseline, self.near_misses
-        columns = point_columns(misses or self.points, config.metric, config.is_percentage)
+        points = (*([baseline] if baseline else []), *(misses or self.points))
+        columns = point_columns(points, config.metric, config.is_percentage)
         return with_misses(columns, baseline, config.constraints) if misses and baseline else columns
 
     def _repr_html_(self) -> str:
@@ -273,7 +280,8 @@ def _unknown(kind: str, name: str, known: Sequence[str]) -> InvalidInput:
         )
     if name.startswith("device_") and name.removeprefix("device_") in known:
         return InvalidInput(
-            f"{kind} {name!r}: there are no scores on the device; they come with a search that has --score-on-device"
+            f"{kind} {name!r}: no model of the front has a score on the device; they come with --score-on-device, on "
+            "--resume too, and a budget that is large enough"
         )
     return UnknownName(kind, name, known)
 

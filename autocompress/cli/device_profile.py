@@ -18,8 +18,9 @@ def profile(
     *,
     output: Annotated[Path, typer.Option(metavar="FILE", help="The YAML file to write.")],
     hardware: Annotated[
-        str, typer.Option(help="Profile to begin with: a shipped name or a YAML file; `local` is this machine.")
-    ] = "local",
+        list[str] | None,
+        typer.Option(help="Profile to begin with: a shipped name or a YAML file; by default `local`, this machine."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of one inference; by default those of --hardware.")
     ] = None,
@@ -35,10 +36,14 @@ def profile(
     """
     from autocompress import api
     from autocompress.cli.tables import terminal
+    from autocompress.errors import InvalidInput
 
+    first, *others = hardware or ["local"]
+    if others:
+        raise InvalidInput("--hardware is given several times; a profile is of one machine: write them one by one")
     # what the configuration names is not asked: it may be the very file that is to be written
     result = api.profile_device(
-        hardware, output=output, threads=threads, overwrite=force, observe=lambda line: typer.echo(line, err=True)
+        first, output=output, threads=threads, overwrite=force, observe=lambda line: typer.echo(line, err=True)
     )
     terminal().print(_table(result.findings))
     typer.echo(f"\n{_summary(result)}")

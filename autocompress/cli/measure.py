@@ -24,7 +24,10 @@ class Format(StrEnum):
 def measure(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")],
     *,
-    hardware: Annotated[str | None, typer.Option(help="Hardware profile: a shipped name or a YAML file.")] = None,
+    hardware: Annotated[
+        list[str] | None,
+        typer.Option(help="Hardware profile: a shipped name or a YAML file; repeat it for several machines."),
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Another ONNX file, measured in the same minutes; ratios are to it.")
     ] = None,
@@ -38,24 +41,31 @@ def measure(
     from autocompress import api
     from autocompress.serialization import to_json
 
-    profile = hardware or find_config(Path.cwd()).machine
-    given = {"hardware": profile} if profile is not None else {}
-    result = api.measure(model, reference=reference, batch_size=batch_size, **given)
-    if format is Format.JSON:
-        typer.echo(to_json(result))
-    else:
-        typer.echo(_text(result, model.stat().st_size, with_reference=reference is not None))
+    machines = hardware or [find_config(Path.cwd()).machine or "local"]
+    for machine in machines:
+        result = api.measure(
+            model,
+            hardware=machine,
+            reference=reference,
+            batch_size=batch_size,
+            observe=lambda event: typer.echo(event, err=True),
+        )
+        if format is Format.JSON:
+            typer.echo(to_json(result))
+        else:
+            title = f"{machine}\n" if len(machines) > 1 else ""
+            typer.echo(title + _text(result, model.stat().st_size, with_reference=reference is not None))
 
 
 def _text(result: Measurement, size_bytes: int, *, with_reference: bool) -> str:
     from autocompress.report.table import format_bytes, format_interval, format_mj, format_ms
 
     lines = {
-        "latency": format_ms(result.latency_ms),
+        "latency": format_ms(result.latency_ms) + (f" a batch of {result.batch_size}" if result.batch_size > 1 else ""),
         "ratio to the reference": f"{result.latency_ratio:.3f} ({format_interval(result.latency_ratio_interval)})",
         "wall time": f"{format_ms(result.wall_p50_ms)} (p50), {format_ms(result.wall_p95_ms)} (p95), "
         f"{format_ms(result.wall_p99_ms)} (p99)",
-        "throughput": f"{result.throughput_per_s:.4g} samples a second, in batches of {result.batch_size}",
+        "throughput": f"{result.throughput_per_s:.4g} samples a second",
         "loading": format_ms(result.session_ms),
         "wall time over CPU time": f"{result.contention:.2f}",
         "disturbed": f"the reference took {100 * result.disturbance:.0f} % longer than when nothing disturbs it",

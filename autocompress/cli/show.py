@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,6 +71,9 @@ def print_run(run: Run) -> None:
     console.print(
         f"{facts['task']}: {facts['status']}, {time}{allowed}; trials: {counts}", markup=False, soft_wrap=True
     )
+    if facts["status"] == "failed":
+        again = f"go on: autocompress search --resume {shlex.quote(str(run.path))}"
+        console.print(f"{run.reason}\n{again}", markup=False, soft_wrap=True)
     if baseline is None:
         console.print("The baseline is not measured yet.")
         return

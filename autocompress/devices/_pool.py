@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from autocompress.devices._client import AgentBusy, AgentClient, AgentForgot, AgentLost, AgentRefuses
+from autocompress.duration import format_duration
 from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.profile import HardwareProfile
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 """Between two rounds of asking all machines; the pause doubles."""
+
+SILENT_S = 2.0
+"""How long machines are waited for until it is told."""
 
 LEFT_ALONE_S = 30.0
 """How long a machine that was lost is not asked again, where there are others."""
@@ -68,7 +72,7 @@ class Pool:
         Raises:
             DeviceUnavailable: If none can; names the addresses and what each said.
         """
-        start, pause_s, notes = time.monotonic(), FIRST_PAUSE_S, _Notes()
+        start, pause_s, notes, is_told = time.monotonic(), FIRST_PAUSE_S, _Notes(), False
         with ExitStack() as stack:
             clients = [
                 stack.enter_context(AgentClient(address, certificate=self._certificate)) for address in self._addresses
@@ -81,6 +85,9 @@ class Pool:
                 waited_s = time.monotonic() - start
                 if len(notes.refusing) == len(clients) or waited_s >= self._wait_s:
                     raise DeviceUnavailable(self._none_left(notes, waited_s))
+                if waited_s >= SILENT_S and not is_told:
+                    is_told = True
+                    self._tell(f"machines of {self._name!r} are waited for, up to {format_duration(self._wait_s)}")
                 time.sleep(min(pause_s, self._wait_s - waited_s))
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -145,7 +152,9 @@ class Pool:
 
     def _none_left(self, notes: _Notes, waited_s: float) -> str:
         each = "; ".join(f"{address}: {notes.said.get(address, 'busy')}" for address in self._addresses)
+        is_any_lost = any(address not in notes.refusing for address in self._addresses)
+        advice = "; start the agent there: autocompress device serve" if is_any_lost else ""
         return (
-            f"device {self._name!r}: none of its {len(self._addresses)} machines could be used in {waited_s:.1f} s of "
-            f"at most {self._wait_s:g} s ({each}); start the agent there: autocompress device serve"
+            f"device {self._name!r}: no machine of it could be used in {waited_s:.1f} s of at most {self._wait_s:g} s "
+            f"({each}){advice}"
         )

@@ -103,13 +103,15 @@ class SearchLoop:
                 may propose them again.
         """
         self._device_scoring.score_baseline()
+        if self._findings.confirmations:  # of an earlier process, which had no time for all scores
+            self._device_scoring.score_front()
         reason, known = self._search(), 0
         while not self._interrupts.cancel:
             self._confirm()
             if not self._interrupts.cancel:
                 self._device_scoring.score_front()
             count = len(self._findings.records)
-            if reason != SPENT or count == known:
+            if reason != SPENT or count == known or self._time_for_trials() <= 0:
                 break
             known, self._telling.phase, self._is_extra_time = count, "searching", True
             reason = self._search()

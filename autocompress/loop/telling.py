@@ -9,6 +9,7 @@ from concurrent.futures import BrokenExecutor
 from autocompress.errors import AutocompressError, one_line
 from autocompress.loop.findings import Findings
 from autocompress.loop.times import Clock
+from autocompress.machine_events import MachineEvents
 from autocompress.run_directory import RunStatus, is_disk_full
 from autocompress.snapshot import Observer, Phase, Snapshot
 
@@ -28,16 +29,21 @@ class Telling:
     def __init__(self, findings: Findings, clock: Clock, observer: Observer | None, *, busy: Callable[[], int]) -> None:
         self.phase: Phase = "searching"
         self._findings, self._clock, self._observer, self._busy = findings, clock, observer, busy
+        self._machines = MachineEvents(findings.directory)
 
     def tell(self, event: str, *, status: RunStatus = "running") -> None:
-        """Log what happened, give a sign of life, and tell the observer; an empty event is a sign of life alone."""
+        """Log what happened, give a sign of life, and tell the observer; an empty event is a sign of life alone.
+
+        The observer is told too what the workers say of machines.
+        """
         directory = self._findings.directory
         if event:
             directory.log(event)
         if status == "running":
             directory.beat("running", self._clock.elapsed_s)
         if self._observer is not None:
-            self._observer(self._snapshot(event))
+            for happened in (*self._machines.new(), event):
+                self._observer(self._snapshot(happened))
 
     def end(self, status: RunStatus, reason: str) -> None:
         """Tell how the search ended, and why."""

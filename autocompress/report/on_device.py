@@ -48,9 +48,9 @@ def told(points: Sequence[Point], metric: str, is_percentage: bool) -> Iterator[
     for point in points:
         if point.device_reason:
             yield f"On the device {point.name} can't be scored: {point.device_reason}"
-    missing = sum(point.device_score is None and not point.device_reason for point in points)
+    missing = [point.name for point in points if point.device_score is None and not point.device_reason]
     if missing:
-        yield f"Not scored on the device: {_models(missing)}."
+        yield f"Not scored on the device, as there was no time: {', '.join(missing)}."
 
 
 def _models(count: int) -> str:

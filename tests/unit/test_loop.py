@@ -651,6 +651,23 @@ def test_nothing_of_the_budget_is_kept_for_a_device_that_is_too_slow(tmp_path: P
     assert bench.directory.device_scores() == (), "a larger budget may try again"
 
 
+def test_what_an_earlier_process_had_no_time_for_is_scored_first(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.run(Listed(plans(2)))
+    asked = replace(bench.directory.config, score_on_device=True)
+    bench.directory.write_config(asked)
+    resumed, order = Listed(plans(3)), list[list[int]]()
+    resumed.number = 2
+
+    def outcome(trial: Trial) -> Record:
+        order.append(sorted(bench.scored_on_device))
+        return bench.improving(trial)
+
+    bench.outcome = outcome
+    bench.run(resumed)
+    assert order == [[0, 1, 2]]
+
+
 def test_models_that_are_quick_enough_are_scored_though_the_baseline_is_not(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run", budget_s=100.0, score_on_device=True)
     score = bench._device_score

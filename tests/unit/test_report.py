@@ -119,7 +119,7 @@ def test_time_is_counted_by_stage(directory: RunDirectory, tmp_path: Path) -> No
     text = text_of(directory, "time_spent", tmp_path)
     assert "train 45 s" in text
     assert "looking at single changes 2 s" in text
-    assert "Of 2 workers together" in text
+    assert "Workers: 2, all together" in text
 
 
 def test_the_luck_of_the_choice_is_told(directory: RunDirectory, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_scores_on_the_device_stand_beside_those_on_the_host(tmp_path: Path) -> 
     text = text_of(scored_on_device(tmp_path / "run"), "device_scores", tmp_path)
     assert "differs from that on the host for 1 of 2 models, most for 001-int8: -0.21 points." in text
     assert "On the device 002-width_0.5 can&#x27;t be scored: no kernel for &lt;Erf&gt;" in text
-    assert "Not scored on the device: 1 model." in text
+    assert "Not scored on the device, as there was no time: 003-" in text
     assert "000-baseline 97.00 % 97.00 % +0.00 points 001-int8 96.80 % 96.59 % -0.21 points" in text
     assert "002-width_0.5 95.50 % no score" in text
 

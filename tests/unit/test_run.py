@@ -263,7 +263,7 @@ def test_a_score_on_the_device_is_in_every_table_and_chooses_a_model(tmp_path: P
     assert [column.title for column in run.columns()][:4] == ["model", "accuracy", "test accuracy", "device accuracy"]
     assert run.pick("device_accuracy>=90%", "latency_ms").number == 1, "those that the device can't run are left out"
     assert run.pick(best="device_accuracy").number in (0, 1)
-    with pytest.raises(InvalidInput, match="there are no scores on the device"):
+    with pytest.raises(InvalidInput, match="no model of the front has a score on the device"):
         Run(make_run(tmp_path / "without").path).pick("device_accuracy>=90%")
     directory = RunDirectory(run.path)
     directory.append(DeviceScore(2, 0.96))

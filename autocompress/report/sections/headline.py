@@ -26,7 +26,7 @@ class Headline(Section):
         return (
             f'<span class="status">{escape(facts.status)}</span>\n<h1>{escape(config.task)}</h1>\n'
             f'<p class="soft">{escape(_machines(facts))} · {format_duration(facts.elapsed_s)}{allowed} · '
-            f"trials: {trials} · {len(facts.front)} models on the front</p>\n{_cards(facts)}"
+            f"trials: {trials} · models on the front: {len(facts.front)}</p>\n{_cards(facts)}"
         )
 
 

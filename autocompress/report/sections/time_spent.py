@@ -31,7 +31,7 @@ class TimeSpent(Section):
         head = '<th>stage</th><th class="number">time</th><th class="number">share</th>'
         return (
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{lines}</tbody></table></div>\n'
-            f'<p class="soft">Of {facts.config.workers} workers together, from the start to now.</p>'
+            f'<p class="soft">Workers: {facts.config.workers}, all together, from the start to now.</p>'
         )
 
 
