@@ -132,7 +132,7 @@ def _nothing() -> Iterator[None]:
 @contextmanager
 def _busy() -> Iterator[None]:
     """Another process that takes all of a core."""
-    process = multiprocessing.get_context("spawn").Process(target=_spin, daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=spin, daemon=True)
     process.start()
     try:
         yield
@@ -141,7 +141,8 @@ def _busy() -> Iterator[None]:
         process.join()
 
 
-def _spin() -> None:
+def spin() -> None:
+    """Take all of a core."""
     while True:
         pass
 
