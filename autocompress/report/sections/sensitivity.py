@@ -44,7 +44,8 @@ class SensitivityTable(Section):
         layout = {
             "xaxis": {"type": "category", "categoryorder": "array", "categoryarray": layers}
             | {"automargin": True, "tickangle": -60},
-            "yaxis": {"type": "log", "title": {"text": "divergence of the outputs"}},
+            "yaxis": {"type": "log", "dtick": 1, "exponentformat": "power"}
+            | {"title": {"text": "divergence of the outputs"}},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         }
         plot = figure(data, layout, label="divergence of the outputs by changed layer", height="tall")
