@@ -8,11 +8,7 @@ from dataclasses import replace
 
 from autocompress.doubt import likely_front
 from autocompress.errors import DeviceUnavailable
-from autocompress.loop.calls import Calls
-from autocompress.loop.findings import Findings
-from autocompress.loop.telling import Telling
-from autocompress.loop.times import Budget
-from autocompress.loop.waiting import Waiting
+from autocompress.loop.course import Course
 from autocompress.point import confirmed
 from autocompress.record import Confirmation, Record, SplitScore
 
@@ -39,16 +35,11 @@ class Confirming:
     """Confirms the front.
 
     Args:
-        findings: Holds the front.
-        calls: The workers.
-        waiting: For them.
-        budget: Of the search.
-        telling: Tells what happens.
+        course: Of the search.
     """
 
-    def __init__(self, findings: Findings, calls: Calls, waiting: Waiting, budget: Budget, telling: Telling) -> None:
-        self._findings, self._config = findings, findings.config
-        self._calls, self._waiting, self._budget, self._telling = calls, waiting, budget, telling
+    def __init__(self, course: Course) -> None:
+        self._course, self._findings, self._config = course, course.findings, course.findings.config
 
     def needed_s(self, *, again: bool) -> float:
         """Seconds to keep for it.
@@ -82,18 +73,22 @@ class Confirming:
             missing = self._missing(believed, self._left_s(keep_s()))
             if not missing:
                 return
-            self._telling.tell(f"measuring the front together and scoring it on test data (models: {len(missing)})")
+            self._course.telling.tell(
+                f"measuring the front together and scoring it on test data (models: {len(missing)})"
+            )
             try:
                 self._confirm(missing, believed, keep_s())
             except DeviceUnavailable:
                 raise
             except Exception as error:
-                self._telling.tell(f"the front stays as the trials measured it: {self._telling.explained(error)}")
+                self._course.telling.tell(
+                    f"the front stays as the trials measured it: {self._course.telling.explained(error)}"
+                )
                 return
 
     def _left_s(self, keep_s: float) -> float:
         """Seconds that it may take."""
-        return PATIENCE_S if self._budget.total_s is None else self._budget.left_s - keep_s
+        return PATIENCE_S if self._course.budget.total_s is None else self._course.budget.left_s - keep_s
 
     def _each_s(self) -> float:
         """Seconds of scoring a model, as the trials took on validation data, and of measuring it."""
@@ -137,17 +132,17 @@ class Confirming:
             AutocompressError: If the models can't be measured.
             BrokenExecutor: If a worker dies.
         """
-        started_s = self._budget.clock.elapsed_s
+        started_s = self._course.budget.clock.elapsed_s
         scores = self._test_scores(records)
         records = tuple(record for record in records if record.number in scores)
         if not records:
             return
-        scored_s = self._budget.clock.elapsed_s
+        scored_s = self._course.budget.clock.elapsed_s
         each_s = max(0.1, min(MOST_CPU_S, (self._left_s(keep_s) - 3.0) / (len(records) + 1)))
-        measured = self._calls.remeasure(records, self._findings.baseline.values, each_s)
-        self._waiting.for_all([measured])
+        measured = self._course.calls.remeasure(records, self._findings.baseline.values, each_s)
+        self._course.waiting.for_all([measured])
         workers = min(self._config.workers, len(records))
-        seconds = (workers * (scored_s - started_s) + self._budget.clock.elapsed_s - scored_s) / len(records)
+        seconds = (workers * (scored_s - started_s) + self._course.budget.clock.elapsed_s - scored_s) / len(records)
         for again in measured.result():
             score = scores[again.number]
             self._findings.add(
@@ -169,13 +164,13 @@ class Confirming:
         Raises:
             MeasurementError: If it takes longer than there is time.
         """
-        futures = {record.number: self._calls.test_score(record) for record in records}
-        self._waiting.for_all(list(futures.values()))
+        futures = {record.number: self._course.calls.test_score(record) for record in records}
+        self._course.waiting.for_all(list(futures.values()))
         scores: dict[int, SplitScore] = {}
         for number, future in futures.items():
             try:
                 scores[number] = future.result()
             except Exception as error:
-                told = self._telling.explained(error)
-                self._telling.tell(f"model {number} is not scored on test data: {told}")
+                told = self._course.telling.explained(error)
+                self._course.telling.tell(f"model {number} is not scored on test data: {told}")
         return scores

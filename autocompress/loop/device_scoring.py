@@ -9,11 +9,7 @@ from itertools import accumulate
 
 from autocompress.duration import format_duration
 from autocompress.errors import MeasurementError
-from autocompress.loop.calls import Calls
-from autocompress.loop.findings import Findings
-from autocompress.loop.telling import Telling
-from autocompress.loop.times import Budget
-from autocompress.loop.waiting import Waiting
+from autocompress.loop.course import Course
 from autocompress.objective import LATENCY
 from autocompress.record import DeviceScore, Record, TooSlow
 
@@ -30,17 +26,12 @@ class DeviceScoring:
     """Scores models on the device where the search is asked to, one at a time on each of its machines.
 
     Args:
-        findings: Hold the models, and their scores.
-        calls: The workers.
-        waiting: For them.
-        budget: Of the search.
-        telling: Tells what happens.
+        course: Of the search.
     """
 
-    def __init__(self, findings: Findings, calls: Calls, waiting: Waiting, budget: Budget, telling: Telling) -> None:
-        self._findings, self._config = findings, findings.config
-        self._calls, self._waiting, self._budget, self._telling = calls, waiting, budget, telling
-        self._seconds = [one.seconds for one in findings.device_scores]
+    def __init__(self, course: Course) -> None:
+        self._course, self._findings, self._config = course, course.findings, course.findings.config
+        self._seconds = [one.seconds for one in course.findings.device_scores]
         """What models took that were scored."""
 
         self._slowness = 0.0
@@ -48,16 +39,16 @@ class DeviceScoring:
 
     def needed_s(self) -> float:
         """Seconds to keep for the front and a model that may join it: for as many as fit into the share for it."""
-        if self._budget.total_s is None or not self._config.score_on_device:
+        if self._course.budget.total_s is None or not self._config.score_on_device:
             return 0.0
         each_s = sorted(self._expected_s(record) for record in (self._findings.baseline, *self._missing()))
         turns = [max(each_s[start : start + self._machines]) for start in range(0, len(each_s), self._machines)]
-        return max(total for total in accumulate(turns, initial=0.0) if total <= self._budget.share_s(SHARE))
+        return max(total for total in accumulate(turns, initial=0.0) if total <= self._course.budget.share_s(SHARE))
 
     def score_baseline(self) -> None:
         """Score the baseline; it shows how long a model takes."""
         records = tuple(record for record in self._missing() if record is self._findings.baseline)
-        self._score(records, self._budget.clock.elapsed_s + self._budget.share_s(SHARE))
+        self._score(records, self._course.budget.clock.elapsed_s + self._course.budget.share_s(SHARE))
 
     def score_front(self) -> None:
         """Score the models of the front that have no score yet, as far as there is time; the rest is told."""
@@ -93,36 +84,38 @@ class DeviceScoring:
         """
         if not records:
             return
-        self._telling.tell(f"scoring on the device (models: {len(records)})")
+        self._course.telling.tell(f"scoring on the device (models: {len(records)})")
         waiting, running, ended = list(records), dict[Future[Outcome], tuple[Record, float]](), ""
         while True:
             ended = ended or self._start(waiting, running, until_s)
             if not running:
                 break
             try:
-                done = self._waiting.for_some(running, until_s=until_s)
+                done = self._course.waiting.for_some(running, until_s=until_s)
             except MeasurementError as error:  # all that ran is dropped
-                ended = self._telling.explained(error)
+                ended = self._course.telling.explained(error)
                 for record, began_s in running.values():
-                    self._note_slow(record, self._budget.clock.elapsed_s - began_s)
+                    self._note_slow(record, self._course.budget.clock.elapsed_s - began_s)
                 break
             for future in done:
                 ended = self._take_in(future, *running.pop(future)) or ended
         if ended:
-            self._telling.tell(f"scoring on the device ended: {ended} (models without a score: {len(self._missing())})")
+            self._course.telling.tell(
+                f"scoring on the device ended: {ended} (models without a score: {len(self._missing())})"
+            )
 
     def _start(
         self, waiting: list[Record], running: dict[Future[Outcome], tuple[Record, float]], until_s: float
     ) -> str:
         """Give every machine the first model that there is time for; returns why not, if there is none."""
         while waiting and len(running) < self._machines:
-            now_s = self._budget.clock.elapsed_s
-            limit_s = min(self._budget.left_s, until_s - now_s)
+            now_s = self._course.budget.clock.elapsed_s
+            limit_s = min(self._course.budget.left_s, until_s - now_s)
             record = next((record for record in waiting if self._expected_s(record) <= limit_s), None)
             if record is None:
                 return "no time is left"
             waiting.remove(record)
-            running[self._calls.device_score(record, limit_s)] = record, now_s
+            running[self._course.calls.device_score(record, limit_s)] = record, now_s
         return ""
 
     def _take_in(self, future: Future[Outcome], record: Record, began_s: float) -> str:
@@ -130,11 +123,11 @@ class DeviceScoring:
         try:
             outcome = future.result()
         except Exception as error:
-            self._note_slow(record, self._budget.clock.elapsed_s - began_s)
-            return self._telling.explained(error)
+            self._note_slow(record, self._course.budget.clock.elapsed_s - began_s)
+            return self._course.telling.explained(error)
         if isinstance(outcome, TooSlow):
             self._note_slow(record, outcome.seconds)
-            self._telling.tell(
+            self._course.telling.tell(
                 f"model {outcome.number} is not scored on the device: that would take about "
                 f"{format_duration(outcome.seconds)}, more than there is time for"
             )
@@ -143,5 +136,5 @@ class DeviceScoring:
         self._findings.add(outcome)
         self._findings.renew_front()
         if outcome.reason:
-            self._telling.tell(f"model {outcome.number} can't be scored on the device: {outcome.reason}")
+            self._course.telling.tell(f"model {outcome.number} can't be scored on the device: {outcome.reason}")
         return ""

@@ -13,6 +13,7 @@ from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
 from autocompress.loop.calls import Calls
 from autocompress.loop.confirming import Confirming
+from autocompress.loop.course import Course
 from autocompress.loop.device_scoring import DeviceScoring
 from autocompress.loop.findings import Findings
 from autocompress.loop.telling import UNFORESEEN, Telling
@@ -72,8 +73,8 @@ class SearchLoop:
         self._budget = Budget(clock, self._config.budget_s)
         self._telling = Telling(self._findings, clock, observer, busy=lambda: self._busy)
         waiting = Waiting(calls, self._budget, self._telling, interrupts)
-        self._confirming = Confirming(self._findings, calls, waiting, self._budget, self._telling)
-        self._device_scoring = DeviceScoring(self._findings, calls, waiting, self._budget, self._telling)
+        course = Course(self._findings, calls, waiting, self._budget, self._telling)
+        self._confirming, self._device_scoring = Confirming(course), DeviceScoring(course)
         self._running: dict[Future[Record], Trial] = {}
         self._looking: dict[Future[Sensitivity], tuple[Probe, float]] = {}
         """What is looked at, and since when."""
