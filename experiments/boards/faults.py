@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,13 +165,11 @@ def one_search(
     fault: str, happen: Callable[[Boards, Callable[[], bool]], None], boards: Boards, folder: Path
 ) -> Search:
     """A search during which something happens to the boards."""
-    state, run, started = _provenance(), folder / "run", time.monotonic()
+    state, started = _provenance(), time.monotonic()
     profile = _profile(folder, boards, WAIT_S)
-    with ExitStack() as stack:
-        for board in boards:
-            stack.enter_context(board)
-        process = _start(folder, [str(TASK), "--hardware", str(profile), "--output", str(run), *_limits()])
-        _let_happen(happen, boards, process, run)
+    with _all_serving(boards):
+        process = _start(folder, _new(profile, folder / "run"))
+        _let_happen(happen, boards, process, folder / "run")
         code = process.wait(LONGEST_S)
         seconds = time.monotonic() - started
         time.sleep(2)  # what a thawed agent has to say
@@ -182,10 +180,8 @@ def without_device(boards: Boards, folder: Path) -> Iterator[Search]:
     """A search that loses all boards, one that goes on with a board, and one that has none from the start."""
     state, run, started = _provenance(), folder / "run", time.monotonic()
     profile = _profile(folder, boards, SHORT_WAIT_S)
-    with ExitStack() as stack:
-        for board in boards:
-            stack.enter_context(board)
-        process = _start(folder, [str(TASK), "--hardware", str(profile), "--output", str(run), *_limits()])
+    with _all_serving(boards):
+        process = _start(folder, _new(profile, run))
         _let_happen(all_killed, boards, process, run)
         code = process.wait(LONGEST_S)
         yield _told(NO_DEVICE, folder, boards, code, seconds=time.monotonic() - started, state=state)
@@ -195,15 +191,25 @@ def without_device(boards: Boards, folder: Path) -> Iterator[Search]:
         yield _told(RESUMED, folder, boards, code, seconds=time.monotonic() - started, state=state)
     started = time.monotonic()
     other = folder / "other"
-    words = [str(TASK), "--hardware", str(profile), "--output", str(other), *_limits()]
-    code = _start(folder, words).wait(LONGEST_S)
+    code = _start(folder, _new(profile, other)).wait(LONGEST_S)
     left = {"run directories left": int(other.exists())}
     seconds = round(time.monotonic() - started, 1)
     yield Search(FROM_THE_START, seconds, code, _error(folder), {}, 0, 0, (0, 0), 0, left, (), **state)
 
 
-def _limits() -> list[str]:
-    return ["--space", str(HERE / "short.yaml"), "--trials", str(TRIALS), "--workers", str(WORKERS), "--seed", "0"]
+@contextmanager
+def _all_serving(boards: Boards) -> Iterator[None]:
+    """All boards with their agents, which are gone afterwards."""
+    with ExitStack() as stack:
+        for board in boards:
+            stack.enter_context(board)
+        yield
+
+
+def _new(profile: Path, run: Path) -> list[str]:
+    """The words of a new search."""
+    limits = ["--space", str(HERE / "short.yaml"), "--trials", str(TRIALS), "--workers", str(WORKERS), "--seed", "0"]
+    return [str(TASK), "--hardware", str(profile), "--output", str(run), *limits]
 
 
 def _profile(folder: Path, boards: Boards, wait_s: float) -> Path:

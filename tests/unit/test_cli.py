@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -254,28 +254,36 @@ def test_the_end_of_a_search_points_to_the_fastest_model_that_loses_little(
     assert f"({chosen.name}: accuracy 96.80 %, test accuracy 96.60 %, × latency 0.50, " in out
 
 
-def test_the_end_of_a_search_on_several_machines_points_to_the_fastest_on_the_whole(
+@pytest.fixture
+def end_on_two_machines(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], tuple[Run, str]]:
+    """What `search` prints at its end, in a wide window, of a run on two machines with a constraint."""
+
+    def end(constraint: str) -> tuple[Run, str]:
+        run = Run(on_two_machines(project / "run", constraints=(constraint,)).path)
+        monkeypatch.setattr(api, "search", Calls(run))
+        monkeypatch.setenv("COLUMNS", "200")
+        assert main(["search", "task.py"]) == 0
+        return run, capsys.readouterr().out
+
+    return end
+
+
+def test_the_end_of_a_search_on_several_machines_points_to_the_fastest_on_the_whole(
+    end_on_two_machines: Callable[[str], tuple[Run, str]],
 ) -> None:
     """Model 3 is fastest on the phone, and slower than the baseline on the server."""
-    run = Run(on_two_machines(project / "run", constraints=("accuracy>=90%",)).path)
-    monkeypatch.setattr(api, "search", Calls(run))
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main(["search", "task.py"]) == 0
-    out = capsys.readouterr().out
+    run, out = end_on_two_machines("accuracy>=90%")
     assert {"× phone", "× server", "latency phone", "latency server"} <= set(re.split("  +", out.splitlines()[1]))
     assert f"choose: autocompress pick {run.path} --best latency_ms --output model.onnx" in out
     assert "(002-width_0.5: accuracy 95.50 %, × phone 0.40, × server 0.60, × size 0.30)" in out
 
 
 def test_the_end_of_a_search_on_several_machines_names_the_nearest(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    end_on_two_machines: Callable[[str], tuple[Run, str]],
 ) -> None:
-    run = Run(on_two_machines(project / "run", constraints=("latency_ms<=0.35x",)).path)
-    monkeypatch.setattr(api, "search", Calls(run))
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main(["search", "task.py"]) == 0
-    out = capsys.readouterr().out
+    run, out = end_on_two_machines("latency_ms<=0.35x")
     assert "No model obeys latency_ms@phone<=0.35x, latency_ms@server<=0.35x. The nearest:" in out
     assert "latency_ms@server<=0.35x by 71.4 %" in out
     assert f"files of the nearest: {run.path / 'near_misses'}" in out
