@@ -170,7 +170,9 @@ def networks(count: int) -> Iterator[dict[str, str]]:
         yield made
     finally:
         for name in made:
-            _ip("netns", "delete", name)  # its cable goes with it
+            _ip("netns", "delete", name)
+        # the cables go with them, a little later; the next networks have the same names
+        wait_for(lambda: not any(Path("/sys/class/net", name).exists() for name in made), limit_s=10)
 
 
 def _ip(*words: str) -> None:
