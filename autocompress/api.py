@@ -482,6 +482,7 @@ class _Session:
         """Run the loop and write the report."""
         config = self._directory.config
         assert self._survey is not None, "begin or go_on comes first"
+        self._tell(config, f"recovery trains on {self._survey.trained_on}")
         refused = self._survey.refused
         for reason in dict.fromkeys(refused.values()):
             names = ", ".join(name for name, why in refused.items() if why == reason)

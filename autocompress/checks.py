@@ -161,10 +161,10 @@ def _share_in_reach(bench: Workbench, space: SearchSpace, models: Mapping[str, L
 
 
 def _recovery(bench: Workbench) -> str:
-    from autocompress.recovery import epoch_seconds
+    from autocompress.recovery import compute_name, epoch_seconds
 
     seconds = epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss)
-    return f"one epoch of fine-tuning takes about {seconds:.1f} s"
+    return f"one epoch of fine-tuning takes about {seconds:.1f} s on {compute_name()}"
 
 
 def _one_trial(bench: Workbench, space: SearchSpace, models: Mapping[str, LayerView]) -> str:

@@ -293,7 +293,7 @@ class Task:
                 f"task {self.name!r}: the function for the {what} returned {type(module).__name__}; expected an "
                 "nn.Module"
             )
-        result: nn.Module = module.eval()
+        result: nn.Module = module.cpu().eval()
         return result
 
     def score(self, predict: Predict, split: SplitName = "validation", *, batch_size: int | None = None) -> float:

@@ -71,12 +71,14 @@ class Survey:
         refused: Architecture name to why it can't be built.
         epoch_s: Seconds of one epoch of recovery of the original.
         epoch_steps: Steps of such an epoch.
+        trained_on: What recovery trains on.
     """
 
     models: Mapping[str, LayerView]
     refused: Mapping[str, str]
     epoch_s: float
     epoch_steps: int
+    trained_on: str
 
 
 def describe(source: TaskSource, space: SearchSpace) -> Description:
@@ -104,13 +106,13 @@ def describe(source: TaskSource, space: SearchSpace) -> Description:
 def survey(assignment: Assignment, space: SearchSpace, epoch_s: float | None = None) -> Survey:
     """The layers of every architecture of a space, and the time of an epoch where it is not known yet."""
     from autocompress.pipeline import survey_architectures
-    from autocompress.recovery import epoch_seconds
+    from autocompress.recovery import compute_name, epoch_seconds
 
     bench = _bench(assignment)
     models, refused = survey_architectures(bench, space)
     if epoch_s is None:
         epoch_s = epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss)
-    return Survey(models, refused, epoch_s, bench.lessons.steps)
+    return Survey(models, refused, epoch_s, bench.lessons.steps, compute_name())
 
 
 def warm_up(assignment: Assignment) -> None:

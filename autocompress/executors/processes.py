@@ -27,7 +27,8 @@ class ProcessExecutor(TrialExecutor):
     """One pool of a single process for each worker, so that a process that dies takes only its own trial with it.
 
     The processes are those of loky, which needs no `if __name__ == "__main__"` in the user's script. They ignore
-    Ctrl-C, which is the driver's to handle, and end with the driver, however it ends.
+    Ctrl-C, which is the driver's to handle, and end with the driver, however it ends. Where there are several GPUs they
+    take turns in being those of the processes.
     """
 
     name: ClassVar[str] = "processes"
@@ -77,7 +78,7 @@ class ProcessExecutor(TrialExecutor):
             pool = ProcessPoolExecutor(
                 max_workers=1,
                 initializer=_start_worker,
-                initargs=(os.getpid(), self.threads),
+                initargs=(os.getpid(), self.threads, slot),
                 env={
                     **{name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
                     "LOKY_MAX_MEMORY_LEAK_SIZE": "1e15",  # a worker that keeps torch and data warm is no leak
@@ -113,7 +114,7 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(driver: int, threads: int) -> None:
+def _start_worker(driver: int, threads: int, slot: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
     import onnxruntime
@@ -121,6 +122,8 @@ def _start_worker(driver: int, threads: int) -> None:
 
     onnxruntime.set_default_logger_severity(3)  # what it warns of while it optimizes is nothing the user can mend
     torch.set_num_threads(threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(slot % torch.cuda.device_count())
     if sys.platform == "linux":  # a DataLoader of the task may start processes; loky's own way needs loky's classes
         multiprocessing.set_start_method("fork", force=True)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from autocompress.data import Array
 from autocompress.errors import ConversionError, InvalidInput
+from autocompress.graph.running import inputs_of
 from autocompress.task import Predict
 
 if TYPE_CHECKING:
@@ -39,15 +40,15 @@ class Parity:
 
 
 def torch_predictor(model: nn.Module) -> Predict:
-    """A torch model as a function of input arrays, in evaluation mode and without gradients."""
+    """A torch model, wherever it is, as a function of input arrays, in evaluation mode and without gradients."""
     import torch
 
     def predict(inputs: tuple[Array, ...]) -> Array:
         with torch.inference_mode():
-            outputs = model.eval()(*(torch.from_numpy(np.ascontiguousarray(array)) for array in inputs))
+            outputs = model.eval()(*inputs_of(model, inputs))
         if not isinstance(outputs, torch.Tensor):
             raise InvalidInput(f"the model returned {type(outputs).__name__}; expected one tensor (samples, …)")
-        return np.asarray(outputs.float().numpy())
+        return np.asarray(outputs.float().cpu().numpy())
 
     return predict
 

@@ -115,9 +115,9 @@ class QuantizedInput(nn.Module):
         """The value rounded, or cut off if settled."""
         if self.settled:
             return value.clamp(*self.range)
-        limits = (torch.tensor(float(-self.zero)), torch.tensor(float(LEVELS - 1 - self.zero)))
+        low, high = (self.scale.new_tensor(float(limit)) for limit in (-self.zero, LEVELS - 1 - self.zero))
         scale = (self.scale * self.ratio).abs()
-        return learned_step(value.float(), scale, limits, value[0].numel()).to(value.dtype)
+        return learned_step(value.float(), scale, (low, high), value[0].numel()).to(value.dtype)
 
 
 def straight_through(rounded: Tensor, value: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ PARITY_SAMPLES = 32
 
 SCREEN_SAMPLES = 8
 
-NO_MEMORY = "can't allocate memory"
-"""How torch's allocator of the processor says so, in an error of no kind of its own."""
+NO_MEMORY = ("can't allocate memory", "CUDA out of memory")
+"""How torch's allocators say so, that of the processor in an error of no kind of its own."""
 
 
 def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> Record:
@@ -59,7 +59,7 @@ def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> R
         forget_weights(bench, trial)
         record = Record(trial, "failed", reason=f"{type(error).__name__}: {error}")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and NO_MEMORY not in str(error):
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in NO_MEMORY):
             raise
         record = Record(trial, "failed", reason=f"out of memory: {one_line(error)}")
     return replace(record, seconds=clock.seconds, machine=platform.node())

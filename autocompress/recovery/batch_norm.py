@@ -9,7 +9,7 @@ from torch import nn
 
 from autocompress.data import take
 from autocompress.errors import InvalidInput
-from autocompress.recovery.lessons import tensors
+from autocompress.recovery.compute import at_work, tensors
 
 if TYPE_CHECKING:
     from autocompress.task import Task
@@ -34,7 +34,7 @@ def recalibrate(model: nn.Module, task: Task, *, batches: int = 8, seed: int = 0
         norm.momentum = None
         norm.train()
     used = 0
-    with torch.no_grad():
+    with at_work(model), torch.no_grad():
         for batch in take(task.split("train"), max(2, task.batch_size), batches, seed=seed):
             if len(batch) > 1:
                 model(*tensors(batch.inputs))

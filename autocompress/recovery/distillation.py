@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.plan import Recovery
+from autocompress.recovery.compute import at_work, autocast
 from autocompress.recovery.features import FeatureMatch, matched
-from autocompress.recovery.lessons import Lesson, Lessons, autocast
+from autocompress.recovery.lessons import Lesson, Lessons
 from autocompress.recovery.penalties import penalty
 from autocompress.recovery.training import BatchLoss, seconds_of_epoch, train
 from autocompress.user_code import user_code
@@ -56,7 +57,7 @@ def recover(
         model: The compressed model; trained in place, in evaluation mode afterwards.
         lessons: Training data with the teacher's outputs.
         recovery: Epochs, at least 1, and everything else. The penalty acts if it has no epochs of its own.
-        score: Score of a torch model on validation data; more is better.
+        score: Score of a torch model, where training runs, on validation data; more is better.
         seed: For the order of the data and dropout.
         before: Epochs that the model has had; the rate goes on where one schedule over all of them would be.
         loss: On the true targets; by default cross-entropy for whole-number targets, else mean squared error.
@@ -69,14 +70,15 @@ def recover(
     """
     torch.manual_seed(seed)
     epochs = recovery.epochs
-    start = score(model)
-    best, weights = Recovered(start, start, 0, epochs), _snapshot(model)
     # the best epoch lies late in a one-cycle schedule; scoring the early ones takes time and gives chance more choices
     first = epochs - 1 if recovery.keep == "last" else 2 * epochs // 3
-    with ExitStack() as looking:
+    with ExitStack() as during:
+        during.enter_context(at_work(model))
+        start = score(model)
+        best, weights = Recovered(start, start, 0, epochs), _snapshot(model)
         match = None
         if recovery.feature_weight:
-            match = looking.enter_context(matched(model, lessons, features or {}, folded=folded))
+            match = during.enter_context(matched(model, lessons, features or {}, folded=folded))
         batch_loss = make_batch_loss(model, recovery, loss, match=match, penalized=not recovery.sparsify_epochs)
         beside = match.parameters() if match else ()
         for epoch in train(
@@ -95,7 +97,7 @@ def recover(
             reached = score(model)
             if reached >= best.score or recovery.keep == "last":
                 best, weights = Recovered(start, reached, epoch, epochs), _snapshot(model)
-    model.load_state_dict(weights)
+        model.load_state_dict(weights)
     model.eval()
     return best
 
@@ -151,7 +153,8 @@ def distillation_loss(model: nn.Module, lesson: Lesson, recovery: Recovery, loss
 
 def epoch_seconds(model: nn.Module, lessons: Lessons, loss: Loss | None, *, steps: int = 3) -> float:
     """Seconds that one epoch of recovery takes here, from a few real steps after a first one; trains `model`."""
-    return seconds_of_epoch(model, lessons, make_batch_loss(model, Recovery(), loss), steps=steps)
+    with at_work(model):
+        return seconds_of_epoch(model, lessons, make_batch_loss(model, Recovery(), loss), steps=steps)
 
 
 def _softened(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:

@@ -48,8 +48,9 @@ class FeatureMatch:
         for name, teacher in self._pairs.items():
             axis = _channel_axis(name, self._of(name), taught[teacher])
             if axis is not None:
-                channels = nn.Linear(self._of(name).shape[axis], taught[teacher].shape[axis], bias=False)
-                self._maps[name] = (axis, channels)
+                wanted = taught[teacher]
+                channels = nn.Linear(self._of(name).shape[axis], wanted.shape[axis], bias=False)
+                self._maps[name] = (axis, channels.to(wanted.device))
 
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """Those of the maps."""

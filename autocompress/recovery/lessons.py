@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from autocompress.data import Array, ArraySplit, Batch
 from autocompress.errors import InfeasiblePlan, InvalidInput
 from autocompress.graph.folding import fold_batch_norms
+from autocompress.recovery.compute import autocast, compute_device, tensors
 from autocompress.recovery.features import captured
 from autocompress.user_code import user_code
 
@@ -32,7 +32,7 @@ class Lesson:
     """One training batch.
 
     Args:
-        inputs: Of the model, tensors (samples, …).
+        inputs: Of the model, tensors (samples, …); all are where training runs.
         targets: The true ones.
         taught: The teacher's outputs; None if nobody asked for them.
     """
@@ -57,7 +57,9 @@ class Lessons:
         self._answers: dict[bytes, Tensor] = {}
         self._remembered_bytes = 0
         self._remembers, self._is_repeated = True, False
-        self.teacher = teacher.eval()
+        self._original = teacher.eval()
+        device = compute_device()
+        self.teacher = teacher if device.type == "cpu" else copy.deepcopy(teacher).to(device)
 
     @cached_property
     def steps(self) -> int:
@@ -83,7 +85,7 @@ class Lessons:
             if len(batch) < fewest:
                 continue
             used += 1
-            targets = torch.from_numpy(np.ascontiguousarray(batch.targets))
+            (targets,) = tensors((batch.targets,))
             if answered is not None:
                 *inputs, answers = tensors(batch.inputs)
                 yield Lesson(tuple(inputs), targets, answers)
@@ -101,7 +103,7 @@ class Lessons:
         """The training data with the teacher's outputs as one more input; None for loaders."""
         if not isinstance(self._split, ArraySplit):
             return None
-        answers = [self._ask(tensors(batch.inputs)).numpy() for batch in self._split.batches(256)]
+        answers = [self._ask(tensors(batch.inputs)).cpu().numpy() for batch in self._split.batches(256)]
         samples = self._split.samples
         return ArraySplit(Batch((*samples.inputs, np.concatenate(answers)), samples.targets))
 
@@ -151,30 +153,10 @@ class Lessons:
 
     @cached_property
     def _folded_teacher(self) -> nn.Module:
-        return fold_batch_norms(self.teacher, self._task.examples)
+        return fold_batch_norms(self._original, self._task.examples).to(compute_device())
 
     def _ask(self, inputs: tuple[Tensor, ...]) -> Tensor:
         shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
         with torch.no_grad(), autocast():
             answer: Tensor = user_code(lambda: self.teacher(*inputs), f"running the model on train data {shapes}")
         return answer.float()
-
-
-def tensors(arrays: tuple[Array, ...]) -> tuple[Tensor, ...]:
-    """Arrays as tensors that share their memory."""
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-
-
-def autocast() -> AbstractContextManager[object]:
-    """bf16 arithmetic where the processor has it, which halves the time of a step."""
-    return torch.autocast("cpu", torch.bfloat16) if has_bfloat16() else nullcontext()
-
-
-@cache
-def has_bfloat16() -> bool:
-    """True on processors with bf16 arithmetic (AVX-512 BF16 or AMX on x86, bf16 on ARM)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return False
-    flags = set(cpuinfo.read_text().split())
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})

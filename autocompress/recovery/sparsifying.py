@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from autocompress.plan import Recovery
+from autocompress.recovery.compute import at_work
 from autocompress.recovery.distillation import Loss, make_batch_loss
 from autocompress.recovery.lessons import Lessons
 from autocompress.recovery.training import train
@@ -35,6 +36,7 @@ def sparsify(model: nn.Module, lessons: Lessons, recovery: Recovery, *, seed: in
     batch_loss = make_batch_loss(model, recovery, loss, penalized=True)
     epochs, rate = recovery.sparsify_epochs, recovery.learning_rate
     taught = recovery.alpha < 1
-    for _ in train(model, lessons, batch_loss, epochs=epochs, learning_rate=rate, seed=seed, taught=taught):
-        pass
+    with at_work(model):
+        for _ in train(model, lessons, batch_loss, epochs=epochs, learning_rate=rate, seed=seed, taught=taught):
+            pass
     model.eval()

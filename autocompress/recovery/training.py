@@ -39,7 +39,7 @@ def train(
     """Train a model in place; yields after each epoch its number, from 1.
 
     One-cycle learning rate (Smith and Topin, "Super-convergence", 2019), AdamW, gradients clipped to norm 1, bf16
-    autocast where the processor has it. Channels-last memory would be a little faster, but with several threads and
+    autocast where it is known. Channels-last memory would be a little faster, but with several threads and
     8 channels torch 2.13 corrupts memory in the backward pass of its convolutions.
 
     Args:

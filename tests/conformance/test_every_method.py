@@ -16,7 +16,7 @@ from autocompress.errors import InfeasiblePlan
 from autocompress.formats.onnx_export import export
 from autocompress.formats.onnx_runtime import predictor
 from autocompress.graph.inspect import layer_view, used_layers
-from autocompress.graph.running import output_shapes
+from autocompress.graph.running import inputs_of, output_shapes
 from autocompress.graph.view import LayerView
 from autocompress.methods import METHODS, CompressionMethod, Context
 from autocompress.plan import Plan, Scalar, Settings, Stage, Step
@@ -141,6 +141,25 @@ def test_gradients_reach_every_parameter_that_is_not_held_fast(
     assert all(p.is_leaf and p.grad is not None and p.grad.isfinite().all() for p in trained)
     fast = [name for name, parameter in changed.named_parameters() if not parameter.requires_grad]
     assert all(".parametrizations." in name for name in fast), "only constraints hold a weight fast"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_step_on_a_gpu_is_that_on_the_processor(
+    case: tuple[CompressionMethod, Specimen, Settings, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, specimen, settings, context = case
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    here = method(specimen.model(), settings, context).train()
+    there = copy.deepcopy(here).to("cuda")
+    for model in (here, there):
+        model(*inputs_of(model, specimen.samples(4))).square().sum().backward()
+    gradients = [
+        torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None]) for model in (here, there)
+    ]
+    # a value that lies between two steps of a grid may be rounded either way
+    assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < (
+        0.05 if "quant" in method.name else 1e-3
+    )
 
 
 def test_a_frozen_layer_stays_frozen(case: tuple[CompressionMethod, Specimen, Settings, Context]) -> None:
