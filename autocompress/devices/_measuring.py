@@ -20,6 +20,7 @@ from pydantic import ConfigDict
 
 from autocompress.devices._energy import POWERCAP, Counter, find_counters, read, spent_uj
 from autocompress.devices._footprint import Footprint, footprint
+from autocompress.devices._lease import held, limit_work
 from autocompress.devices._session import (
     HOST,
     Feed,
@@ -239,7 +240,8 @@ def measure(request: Request) -> Answer:
     footprints = tuple(footprint(path, request) for path in request.weighed)  # first: it must see no runtime here
     runtime = runtime_name()  # loads it, so that no model is charged for that
     subjects = [_open(path, request) for path in request.models]
-    time_models(subjects, request.protocol, undisturbed_ms=request.undisturbed_ms)
+    with held(request.lease):  # what goes before may be done beside another measurement
+        time_models(subjects, request.protocol, undisturbed_ms=request.undisturbed_ms)
     times = tuple(Samples(_in_record(subject.cpu), _in_record(subject.wall)) for subject in subjects)
     return Answer(
         times=times,
@@ -273,6 +275,7 @@ def answer_request(work: Callable[[Request], Answer]) -> None:
     os.dup2(2, 1)  # what a runtime prints must not end up in the answer
     request = from_json(Request, sys.stdin.read())
     end_with_parent(request.parent)
+    limit_work(request.lease)
     try:
         answer = work(request)
     except AutocompressError as error:

@@ -34,10 +34,7 @@ class Reference:
 
 
 class QuietTimes:
-    """The undisturbed times of the last measurements of some references, in memory alone.
-
-    For whoever holds the machine's lease, and so for one at a time.
-    """
+    """The undisturbed times of the last measurements of some references, in memory alone and for one thread."""
 
     def __init__(self) -> None:
         self._times_ms: dict[Reference, deque[float]] = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.data import Array
+from autocompress.devices._lease import held
 from autocompress.devices._measuring import Answer, answer_request, runtime_name
 from autocompress.devices._session import Request, make_feed, open_session, read_examples, runtime_errors
 from autocompress.errors import MeasurementError
@@ -42,13 +43,14 @@ def outputs_of(request: Request, inputs: tuple[Array, ...]) -> tuple[Array, ...]
     (path,) = request.models
     session = open_session(path, request)
     found = []
-    for batch in _batches(inputs, request.batch_size, path):
-        feed = make_feed(session, batch, path)
-        with runtime_errors(f"{path}: can't be run"):
-            outputs = session.run(None, feed)
-        if not all(isinstance(output, np.ndarray) and not output.dtype.hasobject for output in outputs):
-            raise MeasurementError(f"{path}: gives sequences, maps or text; expected arrays of numbers")
-        found.append(outputs)
+    with held(request.lease):  # nobody's measurement is to be disturbed
+        for batch in _batches(inputs, request.batch_size, path):
+            feed = make_feed(session, batch, path)
+            with runtime_errors(f"{path}: can't be run"):
+                outputs = session.run(None, feed)
+            if not all(isinstance(output, np.ndarray) and not output.dtype.hasobject for output in outputs):
+                raise MeasurementError(f"{path}: gives sequences, maps or text; expected arrays of numbers")
+            found.append(outputs)
     if len(found) == 1:
         return tuple(found[0])
     with runtime_errors(f"{path}: outputs of several inferences can't be joined"):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict
 
+from autocompress.devices._lease import Lease
 from autocompress.errors import DeviceUnavailable, MeasurementError
 from autocompress.profile import Protocol
 
@@ -58,6 +59,7 @@ class Request:
         threads: Threads of one inference.
         batch_size: Samples of one inference of a run; None for all at once.
         undisturbed_ms: What the reference is known to take undisturbed; 0 if nothing is known.
+        lease: How to hold the machine; None if whoever asks does.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -71,6 +73,7 @@ class Request:
     protocol: Protocol
     batch_size: int | None = None
     undisturbed_ms: float = 0.0
+    lease: Lease | None = None
 
 
 HOST = "CPUExecutionProvider"

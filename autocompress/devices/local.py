@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from autocompress.artifact import Artifact
 from autocompress.data import Array, batch_size_of
 from autocompress.devices._answers import measurements, raise_error, require_fit, timed_models, weighed_models
 from autocompress.devices._base import DEVICES, Device
-from autocompress.devices._lease import lease_path
+from autocompress.devices._lease import Lease
 from autocompress.devices._measuring import Answer
 from autocompress.devices._process import module_command, module_environment
 from autocompress.devices._quiet import QuietTimes, Reference
 from autocompress.devices._running import OUTPUTS
 from autocompress.devices._session import Request, counted_clock, read_examples, shortened
 from autocompress.devices.detection import processor_name
-from autocompress.errors import DeviceUnavailable, MeasurementError
+from autocompress.errors import MeasurementError
 from autocompress.measurement import Measurement
 from autocompress.profile import HardwareProfile, Protocol
 from autocompress.serialization import from_json, to_json
@@ -33,11 +32,12 @@ from autocompress.serialization import from_json, to_json
 
 @DEVICES.register
 class LocalDevice(Device):
-    """The machine this runs on, held alone while it measures.
+    """The machine this runs on, held alone while models are timed; what goes before needs not wait for others.
 
     Args:
         profile: Provider, threads and protocol, and how long to wait for other processes of this user that measure.
-        time_limit_s: Wall seconds that one model may take on average, with loading it four times.
+        time_limit_s: Wall seconds that one model may take on average to be timed, and before that to be loaded four
+            times.
     """
 
     name: ClassVar[str] = "local"
@@ -59,7 +59,7 @@ class LocalDevice(Device):
         chosen = protocol or self.profile.protocol
         timed, weighed = timed_models(artifacts, reference), weighed_models(artifacts)
         known = self._reference(reference, examples)
-        with self._lease(), tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
             request = replace(
                 self._request(tuple(timed.values()), examples, scratch),
                 weighed=tuple(weighed.values()),
@@ -85,31 +85,12 @@ class LocalDevice(Device):
     def run(self, artifact: Artifact, inputs: tuple[Array, ...], *, batch_size: int | None = None) -> tuple[Array, ...]:
         """The outputs of a model, computed in a fresh process; see `Device.run`.
 
-        The machine is held meanwhile, so that nobody's measurement is disturbed.
+        The machine is held while the model runs, so that nobody's measurement is disturbed.
         """
-        with self._lease(), tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="autocompress-") as scratch:
             request = replace(self._request((artifact.path,), inputs, scratch), batch_size=batch_size)
             self._ask("autocompress.devices._running", request)
             return read_examples(str(Path(scratch) / OUTPUTS))
-
-    @contextmanager
-    def _lease(self) -> Iterator[None]:
-        """Keep all others of this user from measuring on this machine.
-
-        One lease for the machine, not one for each profile: two profiles of one machine share its processor.
-        """
-        lock = FileLock(lease_path(), timeout=self.profile.wait_s)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise DeviceUnavailable(
-                f"device {self.profile.name!r}: another process was measuring on this machine for all of the "
-                f"{self.profile.wait_s:g} s that were waited (lock {lock.lock_file}); wait for it, or end it"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _reference(self, reference: Artifact, examples: tuple[Array, ...]) -> Reference:
         """What a reference is remembered by."""
@@ -129,47 +110,45 @@ class LocalDevice(Device):
             provider=self.profile.provider,
             threads=self.profile.threads,
             protocol=self.profile.protocol,
+            lease=Lease(self.profile.name, self.profile.wait_s, self.time_limit_s * len(models)),
         )
 
     def _ask(self, module: str, request: Request) -> Answer:
         """The answer of a fresh process that runs a module; an error that it holds is raised."""
-        text = run_process(
-            module,
-            to_json(request),
-            limit_s=self.time_limit_s * len(request.models),
-            subject=", ".join(request.models),
-        )
+        text = run_process(module, request)
         answer = from_json(Answer, text)
         raise_error(answer)
         return answer
 
 
-def run_process(module: str, request: str, *, limit_s: float, subject: str) -> str:
+def run_process(module: str, request: Request) -> str:
     """Standard output of a fresh Python process that runs a module of autocompress.
 
     Args:
         module: Its dotted name.
         request: Its standard input.
-        limit_s: Wall seconds until it is given up.
-        subject: What it works on, for messages.
 
     Raises:
-        MeasurementError: If it takes longer, or ends with an exit code other than 0.
+        MeasurementError: If it works for longer than its lease says, or ends with an exit code other than 0.
     """
-    command = module_command(module)
+    command, subject, lease = module_command(module), ", ".join(request.models), request.lease
+    assert lease is not None, "this process does not hold the machine"
+    too_slow = f"{subject}: not done within the limit of {lease.limit_s:g} s"
     pipe = subprocess.PIPE
     # a session of its own: Ctrl-C at the terminal reaches the search, which lets the measurement end
     with subprocess.Popen(
         command, stdin=pipe, stdout=pipe, stderr=pipe, env=module_environment(), text=True, start_new_session=True
     ) as process:
         try:
-            output, log = process.communicate(request, timeout=limit_s)
+            output, log = process.communicate(to_json(request), timeout=lease.wait_s + 2 * lease.limit_s)
         except subprocess.TimeoutExpired as error:
             process.kill()
-            raise MeasurementError(f"{subject}: not done within the limit of {limit_s:g} s") from error
+            raise MeasurementError(too_slow) from error
         except BaseException:
             process.kill()
             raise
+    if hasattr(signal, "SIGALRM") and process.returncode == -signal.SIGALRM:
+        raise MeasurementError(too_slow)
     if process.returncode:
         raise MeasurementError(
             f"{subject}: its process ended with exit code {process.returncode}: {shortened(log[-1000:])}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 import autocompress.devices
 from autocompress.artifact import Artifact
 from autocompress.devices import open_device
+from autocompress.devices._lease import lease_path
 from autocompress.devices._measuring import BLOCKS_KEPT, SAMPLES_KEPT, spaced
 from autocompress.devices._session import counted_clock
 from autocompress.devices.fake import count_macs
-from autocompress.devices.local import LocalDevice, lease_path
+from autocompress.devices.local import LocalDevice
 from autocompress.errors import DeviceUnavailable, MeasurementError, UnknownName
 from autocompress.profile import HardwareProfile, Protocol, load_profile
 from tests.agents import artifact, endless
@@ -158,7 +160,8 @@ def test_inputs_of_different_lengths_can_not_be_cut_into_batches(tmp_path: Path)
 
 @pytest.fixture
 def own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A temp directory, and so a lease, that no other test waits for."""
+    """A temp directory, and so a lease, that no other test waits for; of processes that are started here, too."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -185,6 +188,23 @@ def test_a_run_disturbs_no_measurement(own_temp: Path) -> None:
     with FileLock(lease_path()), pytest.raises(DeviceUnavailable, match=r"0\.1 s"):
         device.run(model, EXAMPLES)
     assert device.run(model, EXAMPLES)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_models_are_loaded_while_others_measure(own_temp: Path) -> None:
+    model = conv(own_temp / "fp32.onnx")
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(lease_path()):
+            measuring = pool.submit(LocalDevice(LOCAL).measure, [model], model, examples=EXAMPLES)
+            wait_for(lambda: any("onnxruntime" in line for child in children() for line in maps(child)))
+            assert not measuring.done()
+        assert measuring.result(60)
+
+
+def children() -> list[Path]:
+    """The processes that this one has started and that still run."""
+    threads = Path("/proc/self/task").glob("*/children")
+    return [Path("/proc") / number for thread in threads for number in thread.read_text().split()]
 
 
 def test_the_lease_is_given_back_after_a_measurement_and_after_an_error(own_temp: Path) -> None:
