@@ -27,8 +27,9 @@ from autocompress.pipeline import Workbench, build_architecture, run_baseline, r
 from autocompress.plan import Plan, Recovery
 from autocompress.record import Trial
 from autocompress.recovery import Lessons, compute_name, epoch_seconds
-from autocompress.serialization import from_json, to_json, write_atomically
+from autocompress.serialization import from_json, to_json
 from autocompress.task import Task
+from experiments.digits.task import task as digits
 from experiments.methods.settings import Setting, plan_of, space
 from experiments.networks import CifarResNet
 from experiments.provenance import commit, machine, versions
@@ -48,101 +49,82 @@ ALL: Mapping[str, Setting] = {
         "digits", recovery=Recovery(epochs=12, learning_rate=0.01), architecture="width_0.5"
     ),
 }
-IMAGES = 8192
-"""Random images of the epoch of ResNet-20 that is timed."""
+IMAGES, BATCHES = 8192, (128, 1024)
+"""Random images of the epoch of ResNet-20 that is timed, and how many come at once."""
+
+PROCESSOR = "the processor"
+"""How the project calls it."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A plan with one seed.
+class Line:
+    """One thing that was trained.
 
     Args:
-        setting, seed: Which.
-        accuracy: Of the ONNX file on validation data.
-        train_s: Seconds of its training.
-    """
-
-    setting: str
-    seed: int
-    accuracy: float
-    train_s: float
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one of the two reaches.
-
-    Args:
-        trained_on: What that is.
-        cells: All plans and seeds.
-        epoch_s: Seconds of an epoch of ResNet-20, by the number of images in a batch.
+        trained_on: The GPU's name or "the processor".
+        what: Name of a plan, or the epoch of ResNet-20 and its batches.
+        seed: Of the training.
+        accuracy: Of the ONNX file on validation data; None for an epoch.
+        train_s: Seconds of the training.
+        machine, threads, versions, commit: Where, and by which state of the project.
     """
 
     trained_on: str
-    cells: tuple[Cell, ...]
-    epoch_s: Mapping[int, float]
-
-
-@dataclass(frozen=True)
-class Study:
-    """Both sides, and where they were run."""
-
-    commit: str
+    what: str
+    seed: int
+    accuracy: float | None
+    train_s: float
     machine: str
-    versions: Mapping[str, str]
     threads: int
-    processor: Side
-    gpu: Side
+    versions: Mapping[str, str]
+    commit: str
 
 
 def main() -> None:
     """Run both sides in processes of their own, of which one sees no GPU, or show what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--records", type=Path, default=HERE / "records.json")
+    parser.add_argument("--records", type=Path, default=HERE / "records.jsonl")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--side", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        options.records.write_text(to_json(run_side(options.seeds)))
+        run_side(options.seeds, options.records)
         return
     if not options.show:
         if not torch.cuda.is_available():
             raise SystemExit("no GPU here; run this where torch.cuda.is_available()")
-        began_at = commit()
-        gpu, processor = _apart({}, options.seeds), _apart(WITHOUT_GPU, options.seeds)
-        where, threads = machine(resolve_profile("local")), torch.get_num_threads()
-        study = Study(began_at, where, versions(), threads, processor, gpu)
-        write_atomically(options.records, to_json(study, indent=1).encode())
-    print("\n".join(tables(from_json(Study, options.records.read_text()))))
+        command = [sys.executable, __file__, "--side", "--seeds", str(options.seeds), "--records", str(options.records)]
+        for environment in ({}, WITHOUT_GPU):
+            subprocess.run(command, env=os.environ | environment, check=True)
+    lines = [from_json(Line, text) for text in options.records.read_text().splitlines()]
+    print("\n".join(tables(lines)))
 
 
-def _apart(environment: Mapping[str, str], seeds: int) -> Side:
+def run_side(seeds: int, records: Path) -> None:
+    """Train everything where this process trains; a line a training, so that nothing is lost with a process."""
+    began_at, where = commit(), machine(resolve_profile("local"))
+
+    def note(what: str, seed: int, accuracy: float | None, train_s: float) -> None:
+        name, threads = compute_name(), torch.get_num_threads()
+        line = Line(name, what, seed, accuracy, train_s, where, threads, versions(), began_at)
+        with records.open("a", encoding="utf-8") as file:
+            file.write(to_json(line) + "\n")
+        print(f"{name}: {what}, seed {seed}: {f'{accuracy:.2%}, ' if accuracy else ''}{train_s:.2f} s", flush=True)
+
+    for size in BATCHES:
+        note(_epoch(size), 0, None, _resnet_epoch_s(size))
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "side.json"
-        command = [sys.executable, __file__, "--side", "--seeds", str(seeds), "--records", str(result)]
-        subprocess.run(command, env=os.environ | environment, check=True)
-        return from_json(Side, result.read_text())
-
-
-def run_side(seeds: int) -> Side:
-    """Carry out all plans where this process trains."""
-    from experiments.digits.task import task
-
-    cells = []
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Workbench(task, (resolve_profile("local"),), Path(folder))
+        bench = Workbench(digits, (resolve_profile("local"),), Path(folder))
         run_baseline(Trial(0, Plan()), bench)
         for name, setting in ALL.items():
-            view = layer_view(build_architecture(bench, setting.architecture), task.examples, setting.architecture)
+            view = layer_view(build_architecture(bench, setting.architecture), digits.examples, setting.architecture)
             plan = plan_of(setting, view, bench.target)
             for seed in range(seeds):
                 record = run_trial(Trial(1, plan, seed), bench)
                 if record.status != "complete":
                     raise SystemExit(f"{name}: {record.reason}")
-                cells.append(Cell(name, seed, record.values["accuracy"], record.seconds["train"]))
-                print(f"{compute_name()}: {name}, seed {seed}: {record.values['accuracy']:.2%}", flush=True)
-    return Side(compute_name(), tuple(cells), {size: _resnet_epoch_s(size) for size in (128, 1024)})
+                note(name, seed, record.values["accuracy"], record.seconds["train"])
 
 
 def _resnet_epoch_s(batch_size: int) -> float:
@@ -154,32 +136,43 @@ def _resnet_epoch_s(batch_size: int) -> float:
     return epoch_seconds(task.build_model(), Lessons(task, task.build_model()), None, steps=8)
 
 
-def tables(study: Study) -> Iterator[str]:
-    """The lines of both tables, as Markdown."""
-    yield f"{study.machine}, {study.threads} threads, {study.gpu.trained_on}; commit {study.commit}"
-    yield ""
+def tables(lines: Sequence[Line]) -> Iterator[str]:
+    """Both tables as Markdown, of what was trained on both sides."""
+    here = [line for line in lines if line.trained_on == PROCESSOR]
+    there = [line for line in lines if line.trained_on != PROCESSOR]
     yield "| plan | on the processor | on the GPU | difference in points | times as fast |"
     yield "|---|--:|--:|--:|--:|"
     for name in ALL:
-        here, there = _of(study.processor, name), _of(study.gpu, name)
-        difference = 100 * (mean(c.accuracy for c in there) - mean(c.accuracy for c in here))
-        faster = sum(c.train_s for c in here) / sum(c.train_s for c in there)
-        yield f"| {name} | {_accuracies(here)} | {_accuracies(there)} | {difference:+.2f} | {faster:.1f} |"
+        if (ours := _of(here, name)) and (theirs := _of(there, name)):
+            difference = 100 * (mean(map(_accuracy, theirs)) - mean(map(_accuracy, ours)))
+            yield f"| {name} | {_shown(ours)} | {_shown(theirs)} | {difference:+.2f} | {_faster(ours, theirs):.1f} |"
     yield ""
-    yield "| batch | epoch on the processor | on the GPU | times as fast |"
-    yield "|--:|--:|--:|--:|"
-    for size, seconds in study.processor.epoch_s.items():
-        on_gpu = study.gpu.epoch_s[size]
-        yield f"| {size} | {seconds:.2f} s | {on_gpu:.2f} s | {seconds / on_gpu:.1f} |"
+    yield "| epoch | on the processor | on the GPU | times as fast |"
+    yield "|---|--:|--:|--:|"
+    for name in map(_epoch, BATCHES):
+        if (ours := _of(here, name)) and (theirs := _of(there, name)):
+            yield f"| {name} | {ours[0].train_s:.2f} s | {theirs[0].train_s:.2f} s | {_faster(ours, theirs):.1f} |"
 
 
-def _of(side: Side, name: str) -> list[Cell]:
-    return [cell for cell in side.cells if cell.setting == name]
+def _epoch(batch_size: int) -> str:
+    return f"{IMAGES} images, ResNet-20, batches of {batch_size}"
 
 
-def _accuracies(cells: Sequence[Cell]) -> str:
+def _of(lines: Sequence[Line], what: str) -> list[Line]:
+    return [line for line in lines if line.what == what]
+
+
+def _accuracy(line: Line) -> float:
+    return line.accuracy or 0.0
+
+
+def _faster(here: Sequence[Line], there: Sequence[Line]) -> float:
+    return mean(line.train_s for line in here) / mean(line.train_s for line in there)
+
+
+def _shown(lines: Sequence[Line]) -> str:
     """Mean and deviation over the seeds."""
-    values = [100 * cell.accuracy for cell in cells]
+    values = [100 * _accuracy(line) for line in lines]
     return f"{mean(values):.2f} ± {stdev(values):.2f} %" if len(values) > 1 else f"{values[0]:.2f} %"
 
 
