@@ -3,69 +3,47 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from autocompress import __version__
 from autocompress.checks import CheckItem, CheckReport, run_checks
 from autocompress.devices import open_device, resolve_profile
 from autocompress.devices.detection import LOCAL, detect_profile, memory_bytes
 from autocompress.duration import format_duration, parse_duration
-from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
+from autocompress.errors import AutocompressError, InvalidInput
 from autocompress.executors import EXECUTORS, TrialExecutor
 from autocompress.interrupts import Interrupts
-from autocompress.landscapes import landscape
-from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
-from autocompress.machine_events import MachineEvents
+from autocompress.loop import Clock
 from autocompress.measurement import Measurement
 from autocompress.objective import (
     MACHINE_NAME,
     Constraint,
-    Direction,
-    check_shares,
-    make_objectives,
-    measured_objectives,
-    parse_constraints,
 )
-from autocompress.plan import ORIGINAL, Plan
-from autocompress.planner import choices_left_out, planner, policies_left_out, policy_plans, resolve_epochs
+from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
 from autocompress.run import Run
-from autocompress.run_directory import RunConfig, RunDirectory
-from autocompress.snapshot import Observer, Snapshot
+from autocompress.run_directory import RunDirectory
+from autocompress.session import Request, Session, describe, make_config, require_same
+from autocompress.snapshot import Observer
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies import STRATEGIES
-from autocompress.strategies._base import Problem
 from autocompress.task import Task, load_task
-from autocompress.task_source import TaskSource, sent
+from autocompress.task_source import sent
 
 if TYPE_CHECKING:
     from autocompress.profiling.writing import ProfiledDevice
-    from autocompress.worker import Assignment, Description, Survey
 
 T = TypeVar("T")
 
 DEFAULT_BUDGET = "15m"
-TRIALS_IN_BUDGET = 40
-"""Trials with recovery that "auto" epochs let fit into a budget."""
-
-FULL_TRAININGS = 6
-"""The same for strategies that begin with little training and prolong that of the best."""
-
-EPOCHS = (2, 40)
-"""Fewest and most epochs that "auto" gives."""
-
 MEMORY_PER_WORKER = 1.5e9
 """Bytes that torch, ONNX Runtime and a small task take in each worker."""
 
@@ -131,7 +109,7 @@ def search(
     """
     started = time.monotonic()
     profiles = _profiles(hardware)
-    request = _Request(
+    request = Request(
         budget_s=_budget_s(budget, trials),
         trials=_positive("trials", trials),
         space=load_space(space) if isinstance(space, str) else space,
@@ -152,12 +130,12 @@ def search(
     if output is not None:
         RunDirectory.require_free(Path(output))
     with sent(task) as source, Interrupts() as interrupts, _pool(executor, request.workers) as pool:
-        description = _describe(pool, source, request.space, interrupts, observer)
-        config = _config(request, description, source)
+        description = describe(pool, source, request.space, interrupts, observer)
+        config = make_config(request, description, source)
         path = Path(output) if output is not None else _default_output(description.task)
         directory = RunDirectory.create(path)
         with directory.locked():
-            session = _Session(
+            session = Session(
                 directory=directory,
                 pool=pool,
                 source=source,
@@ -225,12 +203,12 @@ def resume(
         _require_time(budget, config.budget_s, clock.elapsed_s)
         task = config.task_reference if task is None else task
         with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
-            description = _describe(pool, source, config.space, interrupts, observer)
-            _require_same(config, description, path, accept_changes=accept_changes)
+            description = describe(pool, source, config.space, interrupts, observer)
+            require_same(config, description, path, accept_changes=accept_changes)
             as_it_was = (budget, trials, score_on_device) == (None, None, None)
             if as_it_was and beat is not None and beat.status == "complete":
                 return Run(directory.path)
-            session = _Session(
+            session = Session(
                 directory=directory,
                 pool=pool,
                 source=source,
@@ -408,300 +386,7 @@ def _with_threads(hardware: str | HardwareProfile, threads: int | None) -> Hardw
     return profile if threads is None else replace(profile, threads=threads)
 
 
-# -- how a search is set up ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A search as asked for, before the task is known."""
-
-    budget_s: float | None
-    trials: int | None
-    space: SearchSpace
-    profiles: tuple[HardwareProfile, ...]
-    strategy: str
-    objectives: tuple[str, ...]
-    constraints: tuple[str, ...]
-    max_drop: float | None
-    workers: int
-    seed: int
-    score_on_device: bool
-
-
-class _Session:
-    """One process's share of a search: begins or goes on, then runs the loop to its end."""
-
-    def __init__(
-        self,
-        *,
-        directory: RunDirectory,
-        pool: TrialExecutor,
-        source: TaskSource,
-        interrupts: Interrupts,
-        observer: Observer | None,
-        clock: Clock,
-    ) -> None:
-        self._directory = directory
-        self._pool = pool
-        self._source = source
-        self._interrupts = interrupts
-        self._observer = observer
-        self._clock = clock
-        self._survey: Survey | None = None
-        self._warm = False
-
-    def begin(self, config: RunConfig) -> None:
-        """Measure the baseline and what there is to search; settle the epochs; write `run.json`."""
-        from autocompress import worker
-
-        self._directory.write_config(config)
-        self._directory.beat("running", self._clock.elapsed_s)
-        self._tell(config, "exporting, scoring and measuring the baseline")
-        baseline = self._call(config, worker.run_baseline, Trial(0, Plan(), config.seed, 1.0, Proposal("baseline")))
-        self._tell(config, "looking at layers and the time of an epoch")
-        self._survey = self._call(config, worker.survey, config.space)
-        space = resolve_epochs(config.space, _auto_epochs(config, self._survey.epoch_s))
-        planner(space, self._survey.models, config.target)  # refuses what leaves nothing to search, in time
-        self._directory.write_config(replace(config, space=space, epoch_s=self._survey.epoch_s))
-        self._directory.append(baseline)
-
-    def go_on(self, config: RunConfig) -> None:
-        """Take up a search; one that was cut off before its baseline begins anew."""
-        from autocompress import worker
-
-        if not any(record.number == 0 for record in self._directory.records()):
-            self.begin(config)
-            return
-        self._directory.write_config(config)
-        self._directory.beat("running", self._clock.elapsed_s)
-        self._tell(config, "looking at layers and the time of an epoch")
-        self._survey = self._call(config, worker.survey, config.space, config.epoch_s)
-        self._directory.write_config(replace(config, epoch_s=self._survey.epoch_s))
-
-    def finish(self, description: Description) -> Run:
-        """Run the loop and write the report."""
-        config = self._directory.config
-        assert self._survey is not None, "begin or go_on comes first"
-        self._tell(config, f"recovery trains on {self._survey.trained_on}")
-        refused = self._survey.refused
-        for reason in dict.fromkeys(refused.values()):
-            names = ", ".join(name for name, why in refused.items() if why == reason)
-            self._tell(config, f"left out: {names}: {reason}")
-        plan = planner(config.space, self._survey.models, config.target)
-        original = self._survey.models[ORIGINAL]
-        for choice, reason in choices_left_out(config.space, original, config.target).items():
-            self._tell(config, f"not tried: {choice}: {reason}")
-        where = "any of the machines" if len(config.profiles) > 1 else "this machine"
-        for policy, part in policies_left_out(config.space, plan, self._survey.models).items():
-            self._tell(config, f"policy ({policy}) is left out: no layer takes {part} on {where}")
-        problem = Problem(
-            plan=plan,
-            policies=policy_plans(config.space, plan, description.students),
-            objectives=config.objectives,
-            constraints=config.constraints,
-            seed=config.seed,
-            journal=self._directory.path / "study.journal",
-            metric=config.the_metric,
-            is_percentage=config.is_percentage,
-            landscapes={
-                name: landscape(config.space, plan, view, config.target) for name, view in self._survey.models.items()
-            },
-            epoch_s=self._survey.epoch_s,
-            epoch_steps=self._survey.epoch_steps,
-            budget_s=config.budget_s,
-            trials=config.trials,
-            workers=config.workers,
-        )
-        strategy = STRATEGIES[config.strategy](problem)
-        for record in sorted(self._directory.records(), key=lambda record: record.number):
-            strategy.tell(record)
-        for entry in self._directory.sensitivities():
-            strategy.note(entry)
-        loop = SearchLoop(
-            directory=self._directory,
-            strategy=strategy,
-            calls=self._calls(config),
-            clock=self._clock,
-            times=TrialTimes(self._survey.epoch_s),
-            interrupts=self._interrupts,
-            observer=self._observer,
-        )
-        run = Run(self._directory.path)
-        try:
-            loop.run()
-        except AutocompressError:
-            run.report()
-            raise
-        run.report()
-        return run
-
-    def _calls(self, config: RunConfig) -> Calls:
-        from autocompress import worker
-
-        assignment, pool = self._assignment(config), self._pool
-        return Calls(
-            run=lambda trial, screen: pool.submit(worker.run, assignment, trial, screen),
-            look=lambda probe: pool.submit(worker.look, assignment, probe),
-            test_score=lambda record: pool.submit(worker.test_score, assignment, record),
-            device_score=lambda record, limit_s: pool.submit(worker.device_score, assignment, record, limit_s),
-            remeasure=lambda records, baseline, each_s: pool.submit(
-                worker.measure_together, assignment, records, baseline, each_s
-            ),
-            kill=pool.kill,
-        )
-
-    def _assignment(self, config: RunConfig) -> Assignment:
-        from autocompress.worker import Assignment
-
-        path = str(self._directory.path.resolve())
-        return Assignment(self._source, config.fingerprints["model"], config.profiles, path)
-
-    def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
-        """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
-        from autocompress import worker
-
-        assignment = self._assignment(config)
-        future = self._pool.submit(function, assignment, *args)
-        for _ in range(0 if self._warm else config.workers - 1):
-            self._pool.submit(worker.warm_up, assignment)
-        self._warm = True
-        machines = MachineEvents(self._directory)
-
-        def beat() -> None:
-            self._directory.beat("running", self._clock.elapsed_s)
-            for event in machines.new():
-                _announce(self._observer, event, self._clock.elapsed_s, config)
-
-        return _wait_for(future, self._interrupts, beat)
-
-    def _tell(self, config: RunConfig, event: str) -> None:
-        self._directory.log(event)
-        _announce(self._observer, event, self._clock.elapsed_s, config)
-
-
-def _describe(
-    pool: TrialExecutor, source: TaskSource, space: SearchSpace, interrupts: Interrupts, observer: Observer | None
-) -> Description:
-    from autocompress import worker
-
-    _announce(observer, "loading the task", 0.0, None)
-    return _wait_for(pool.submit(worker.describe, source, space), interrupts)
-
-
-def _wait_for(future: Future[T], interrupts: Interrupts, beat: Callable[[], None] | None = None) -> T:
-    """The result of a call before the search proper, with a sign of life while it lasts.
-
-    Raises:
-        KeyboardInterrupt: If somebody asks to stop; there is nothing to drain yet.
-    """
-    while not future.done():
-        wait([future], timeout=TICK_S)
-        if beat is not None:
-            beat()
-        if interrupts.drain:
-            raise KeyboardInterrupt
-    return future.result()
-
-
-def _announce(observer: Observer | None, event: str, elapsed_s: float, config: RunConfig | None) -> None:
-    """Tell the observer of a step before the search proper."""
-    if observer is None:
-        return
-    observer(
-        Snapshot(
-            phase="preparing",
-            event=event,
-            elapsed_s=elapsed_s,
-            budget_s=config.budget_s if config else None,
-            trial_limit=config.trials if config else None,
-            complete=0,
-            screened=0,
-            failed=0,
-            running=0,
-            baseline=None,
-            front=(),
-            metric=config.metric if config else "",
-            is_percentage=config.is_percentage if config else False,
-            direction=config.direction if config else "maximize",
-        )
-    )
-
-
-def _config(request: _Request, description: Description, source: TaskSource) -> RunConfig:
-    """The request with everything resolved that the task decides.
-
-    Raises:
-        InvalidInput: If objectives or constraints don't fit the task's metric.
-    """
-    metric = description.metric
-    direction: Direction = "maximize" if description.maximize else "minimize"
-    texts = request.constraints
-    if request.max_drop is not None:
-        if request.max_drop < 0:
-            raise InvalidInput(f"max_drop {request.max_drop:g}: expected a number from 0 up, in points")
-        texts += (_drop_constraint(request.max_drop, description),)
-    machines = [profile.name for profile in request.profiles]
-    known = (metric, *(objective.name for objective in measured_objectives(machines)))
-    constraints = parse_constraints(texts, known)
-    check_shares(constraints, (metric,) if description.is_percentage else ())
-    return RunConfig(
-        task=description.task,
-        task_reference=source.reference,
-        metric=metric,
-        is_percentage=description.is_percentage,
-        direction=direction,
-        fingerprints=description.fingerprints,
-        space=request.space,
-        profiles=request.profiles,
-        objectives=make_objectives(request.objectives, metric, direction, machines),
-        constraints=constraints,
-        strategy=request.strategy,
-        budget_s=request.budget_s,
-        trials=request.trials,
-        workers=request.workers,
-        seed=request.seed,
-        versions=_versions(),
-        machine=platform.node(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        score_on_device=request.score_on_device,
-    )
-
-
-def _drop_constraint(max_drop: float, description: Description) -> str:
-    """The bound on the metric: points below the baseline for shares, percent of the baseline for others."""
-    share, sign = max_drop / 100, -1 if description.maximize else 1
-    if description.is_percentage:
-        return f"{description.metric}>=baseline-{share!r}" if sign < 0 else f"{description.metric}<=baseline+{share!r}"
-    return f"{description.metric}{'>=' if sign < 0 else '<='}baseline*{1 + sign * share!r}"
-
-
-def _auto_epochs(config: RunConfig, epoch_s: float) -> int:
-    """Epochs of a full recovery.
-
-    A strategy with rungs gives them to a few models alone, others give them to all that are trained.
-    """
-    low, high = EPOCHS
-    rungs = STRATEGIES[config.strategy].has_rungs
-    if config.budget_s is None:
-        return 9 if rungs else 8
-    trained = FULL_TRAININGS if rungs else TRIALS_IN_BUDGET
-    each_s = 0.6 * config.budget_s * config.workers / trained
-    return int(min(high, max(low, each_s / (1.5 * epoch_s))))
-
-
-def _require_same(config: RunConfig, description: Description, path: str | Path, *, accept_changes: bool) -> None:
-    """Refuse to go on with another task.
-
-    Raises:
-        RunDirectoryError: Naming what differs.
-    """
-    now = description.fingerprints
-    changed = sorted(key for key in config.fingerprints if now.get(key) != config.fingerprints[key])
-    if changed and not accept_changes:
-        raise RunDirectoryError(
-            f"run {path}: not the same {', '.join(changed)} as when the search began; start a new search, or go on "
-            "all the same with --accept-changes"
-        )
+# -- what was asked for -----------------------------------------------------------------------------------------------
 
 
 def _budget_s(budget: str | float | None, trials: int | None) -> float | None:
@@ -817,9 +502,3 @@ def _read_plan(path: Path) -> Plan:
         raise InvalidInput(f"plan {path}: can't be read: {error.strerror}") from error
     except AutocompressError as error:
         raise InvalidInput(f"plan {path}: {error}") from error
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "onnx", "onnxruntime", "optuna", "numpy")
-    own = {"python": platform.python_version(), "autocompress": __version__}
-    return own | {name: version(name) for name in names}
