@@ -90,6 +90,8 @@ class Session:
         self._clock = clock
         self._survey: Survey | None = None
         self._warm = False
+        pool.tell = directory.log
+        pool.begin(directory.path.resolve())
 
     def begin(self, config: RunConfig) -> None:
         """Measure the baseline and what there is to search; settle the epochs; write `run.json`."""
@@ -178,7 +180,7 @@ class Session:
         from autocompress.worker import Assignment
 
         path = str(self._directory.path.resolve())
-        return Assignment(self._source, config.fingerprints["model"], config.profiles, path)
+        return Assignment(self._source, config.fingerprints["model"], config.profiles, path, self._pool.site)
 
     def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
         """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
@@ -237,7 +239,7 @@ def describe(
     from autocompress import worker
 
     _announce(observer, "loading the task", 0.0, None)
-    return _wait_for(pool.submit(worker.describe, source, space), interrupts)
+    return _wait_for(pool.submit(worker.describe, source, space, pool.site), interrupts)
 
 
 def _wait_for(future: Future[T], interrupts: Interrupts, beat: Callable[[], None] | None = None) -> T:
