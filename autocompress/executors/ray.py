@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from autocompress.executors._base import ALONE, EXECUTORS, Cluster, TrialExecutor
-from autocompress.executors._ray.connecting import connect, disconnect, require_gpus, the_ray
+from autocompress.executors._ray.connecting import connect, disconnect, is_client, require_gpus, search_node, the_ray
 from autocompress.executors._ray.losses import ATTEMPTS, loss
+from autocompress.executors._ray.mirror import Mirror
 from autocompress.executors._ray.shelf import start_shelf
 from autocompress.executors._ray.site import RaySite
 from autocompress.executors._ray.tasks import Outcome, opened, title, work
@@ -60,11 +61,14 @@ class RayExecutor(TrialExecutor):
         require_gpus(cluster.gpus_per_trial)
         self._run_id = uuid.uuid4().hex[:12]
         self._shelf = start_shelf(self._run_id)
-        self._site = RaySite(self._run_id, threads=threads, gpus_per_trial=cluster.gpus_per_trial, search_node=_node())
+        self._site = RaySite(
+            self._run_id, threads=threads, gpus_per_trial=cluster.gpus_per_trial, search_node=search_node()
+        )
         self._task = the_ray().remote(num_cpus=threads, memory=MEMORY_BYTES, max_retries=0)(work)
         self._lock = threading.Lock()
         self._running: dict[Any, _Call] = {}
         self._marker: Path | None = None
+        self._mirror: Mirror | None = None
         # what comes back is looked at in a thread of our own: Ray's must not wait for Ray
         self._desk = ThreadPoolExecutor(1, thread_name_prefix="autocompress-ray")
 
@@ -86,11 +90,13 @@ class RayExecutor(TrialExecutor):
 
     def begin(self, run: Path) -> None:
         """Let other nodes have the files of a run; nodes that see its folder find a mark there, and use it."""
-        ray = the_ray()
         self._site = replace(self._site, run=str(run))
         self._marker = self._site.marker
         self._marker.touch()
-        ray.get(self._shelf.begin.remote(str(run)))
+        if is_client():
+            self._mirror = Mirror(self._shelf, run)
+        else:
+            the_ray().get(self._shelf.begin.remote(str(run)))
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Call `fn` on some node."""
@@ -121,6 +127,8 @@ class RayExecutor(TrialExecutor):
         elif error is not None:
             call.future.set_exception(error)
         else:
+            if self._mirror is not None:
+                self._mirror.renew()
             _settle(call.future, done.result())
 
     def kill(self) -> None:
@@ -151,9 +159,3 @@ def _settle(future: Future[Any], outcome: Outcome) -> None:
         future.set_result(opened(outcome))
     except Exception as error:
         future.set_exception(error)
-
-
-def _node() -> str:
-    """The node that this process is on; empty for a client from outside of the cluster."""
-    ray = the_ray()
-    return "" if ray.util.client.ray.is_connected() else str(ray.get_runtime_context().get_node_id())

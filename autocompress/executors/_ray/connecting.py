@@ -13,6 +13,10 @@ CARRIED = "AUTOCOMPRESS_DATA"
 """Environment variable that workers of a cluster get, too: where data are."""
 
 
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks the head."""
+
+
 def the_ray() -> Any:
     """The package Ray.
 
@@ -61,6 +65,26 @@ def connect(address: str | None) -> bool:
             "head that runs (ray start --head), ray://host:10001 of its client server, or no address"
         ) from error
     return True
+
+
+def is_client() -> bool:
+    """True if this process is no part of the cluster and reaches it by `ray://`."""
+    return bool(the_ray().util.client.ray.is_connected())
+
+
+def search_node() -> str:
+    """The node of this process; the head for a client.
+
+    Raises:
+        InvalidInput: If a client finds no head.
+    """
+    ray = the_ray()
+    if not is_client():
+        return str(ray.get_runtime_context().get_node_id())
+    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]]
+    if not heads:
+        raise InvalidInput("Ray cluster: has no head node that is alive; start it anew")
+    return str(heads[0])
 
 
 def disconnect() -> None:

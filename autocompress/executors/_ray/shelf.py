@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InvalidInput
-from autocompress.executors._ray.connecting import NAMESPACE, the_ray
+from autocompress.executors._ray.connecting import NAMESPACE, search_node, the_ray
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import write_atomically
 
@@ -19,11 +20,14 @@ class Shelf:
 
     def __init__(self) -> None:
         self._run: Path | None = None
+        self._lines: list[str] | None = None
         self._carried: dict[str, bytes] = {}
 
     def begin(self, run: str) -> None:
-        """Serve the files of a run from now on."""
-        self._run = Path(run)
+        """Serve the files of a run from now on; an empty name stands for copies, which the search looks after."""
+        self._lines = None if run else []
+        self._run = Path(run or tempfile.mkdtemp(prefix="autocompress-shelf-"))
+        self._artifacts.mkdir(exist_ok=True)
 
     def carry(self, path: str, content: bytes) -> None:
         """Have a file of the search's machine for everybody."""
@@ -55,7 +59,15 @@ class Shelf:
     def log(self, line: str) -> None:
         """Add a line to the log of the run."""
         assert self._run is not None, "a run has begun"
-        RunDirectory(self._run).log(line)
+        if self._lines is None:
+            RunDirectory(self._run).log(line)
+        else:
+            self._lines.append(line)
+
+    def new_lines(self) -> tuple[str, ...]:
+        """What is to go into the log of the run, if it is elsewhere; each line once."""
+        lines, self._lines = self._lines or [], []
+        return tuple(lines)
 
     @property
     def _artifacts(self) -> Path:
@@ -69,10 +81,9 @@ class Shelf:
 
 
 def start_shelf(run_id: str) -> Any:
-    """Start the actor on the node of this process."""
+    """Start the actor on the node of the search."""
     ray = the_ray()
-    node = ray.get_runtime_context().get_node_id()
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(search_node(), soft=False)
     actor = ray.remote(num_cpus=0, max_concurrency=CALLS)(Shelf)
     return actor.options(name=shelf_name(run_id), namespace=NAMESPACE, scheduling_strategy=here).remote()
 
