@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from autocompress.checks import CheckItem, CheckReport, run_checks
+from autocompress.cluster import ALONE, Cluster
 from autocompress.devices import open_device, resolve_profile
 from autocompress.devices.detection import LOCAL, detect_profile, memory_bytes
 from autocompress.duration import format_duration, parse_duration
 from autocompress.errors import AutocompressError, InvalidInput
-from autocompress.executors import ALONE, EXECUTORS, Cluster, TrialExecutor
+from autocompress.executors import EXECUTORS, TrialExecutor
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Clock
 from autocompress.measurement import Measurement
@@ -30,7 +31,7 @@ from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
 from autocompress.run import Run
-from autocompress.run_directory import RunDirectory
+from autocompress.run_directory import RunConfig, RunDirectory
 from autocompress.session import Request, Session, describe, make_config, require_same
 from autocompress.snapshot import Observer
 from autocompress.space import SearchSpace, load_space
@@ -126,6 +127,8 @@ def search(
         workers=_workers(workers, executor, profiles, cluster),
         seed=seed,
         score_on_device=score_on_device,
+        executor=executor,
+        cluster=cluster,
     )
     if not 0 <= seed < 2**31:
         raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
@@ -165,9 +168,9 @@ def resume(
     budget: str | float | None = None,
     trials: int | None = None,
     workers: int | None = None,
-    executor: str = "processes",
+    executor: str | None = None,
     address: str | None = None,
-    gpus_per_trial: float = 0.0,
+    gpus_per_trial: float | None = None,
     score_on_device: bool | None = None,
     accept_changes: bool = False,
     observer: Observer | None = None,
@@ -178,7 +181,7 @@ def resume(
         path: Its run directory.
         task: The task; by default from where the search took it.
         budget, trials, workers: New limits; by default those of the search. Time counts over all resumes.
-        executor, address, gpus_per_trial: As in `search`.
+        executor, address, gpus_per_trial: As in `search`; by default as the search was.
         score_on_device: As in `search`; None for as the search was. A search that is complete needs a larger budget to
             score its front, if it had one.
         accept_changes: Go on although model, data or metric are not those of the search.
@@ -187,13 +190,16 @@ def resume(
     Raises:
         RunDirectoryError: If there is no such run, it is in use or damaged, or the task has changed.
     """
-    started, cluster = time.monotonic(), Cluster(address, gpus_per_trial)
+    started = time.monotonic()
     directory = RunDirectory.open(Path(path))
     config = directory.config
     if task is None and not config.task_reference:
         raise InvalidInput(f"run {path}: its task was given as an object; give resume(..., task=...) the same again")
+    executor, cluster = executor or config.executor, _resumed_cluster(config, executor, address, gpus_per_trial)
     config = replace(
         config,
+        executor=executor,
+        cluster=cluster,
         budget_s=_budget_s(budget, trials) if budget is not None else config.budget_s,
         trials=_positive("trials", trials) or config.trials,
         workers=config.workers if workers is None else _workers(workers, executor, config.profiles, cluster),
@@ -407,6 +413,14 @@ def _budget_s(budget: str | float | None, trials: int | None) -> float | None:
     if seconds <= 0:
         raise InvalidInput(f"budget {budget!r}: expected a time above zero, such as 90s, 15m, 4h or 2d")
     return seconds
+
+
+def _resumed_cluster(
+    config: RunConfig, executor: str | None, address: str | None, gpus_per_trial: float | None
+) -> Cluster:
+    """The cluster of a search that is taken up: as it was, but for what is given anew."""
+    before = config.cluster if executor in (None, config.executor) else ALONE
+    return Cluster(address or before.address, before.gpus_per_trial if gpus_per_trial is None else gpus_per_trial)
 
 
 def _require_time(given: str | float | None, budget_s: float | None, spent_s: float) -> None:

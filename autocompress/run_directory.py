@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
+from autocompress.cluster import ALONE, Cluster
 from autocompress.doubt import likely_front
 from autocompress.errors import InvalidInput, RunDirectoryError, one_line
 from autocompress.front import feasible
@@ -74,6 +75,8 @@ class RunConfig:
         created: UTC time in ISO 8601.
         epoch_s: Seconds of one epoch of recovery of the original, when the search began.
         score_on_device: Whether the front is scored by what the device computes, too.
+        executor: Name of what trials run on.
+        cluster: Which, if that has one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -97,6 +100,8 @@ class RunConfig:
     created: str = ""
     epoch_s: float | None = None
     score_on_device: bool = False
+    executor: str = "processes"
+    cluster: Cluster = ALONE
     version: int = FORMAT
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from autocompress import __version__
+from autocompress.cluster import Cluster
 from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
 from autocompress.executors import TrialExecutor
 from autocompress.interrupts import Interrupts
@@ -67,6 +68,8 @@ class Request:
     workers: int
     seed: int
     score_on_device: bool
+    executor: str
+    cluster: Cluster
 
 
 class Session:
@@ -318,6 +321,8 @@ def make_config(request: Request, description: Description, source: TaskSource) 
         machine=platform.node(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         score_on_device=request.score_on_device,
+        executor=request.executor,
+        cluster=request.cluster,
     )
 
 

@@ -5,35 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from autocompress.cluster import ALONE, Cluster
 from autocompress.errors import InvalidInput
 from autocompress.registry import Registry
 from autocompress.site import HERE, Site
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster as asked for, for executors that run on one.
-
-    Args:
-        address: Where it is; None for the one that the environment names, or else one of this machine alone.
-        gpus_per_trial: GPUs that training a trial takes, which may be a part of one; 0 trains on processors.
-    """
-
-    address: str | None = None
-    gpus_per_trial: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.gpus_per_trial < 0 or (self.gpus_per_trial > 1 and self.gpus_per_trial % 1):
-            raise InvalidInput(
-                f"gpus per trial {self.gpus_per_trial:g}: expected a part of one, such as 0.25, or a whole number"
-            )
-
-
-ALONE = Cluster()
 
 
 class TrialExecutor(Executor):

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, TypeVar
 import loky.backend.resource_tracker
 from loky import ProcessPoolExecutor
 
-from autocompress.executors._base import ALONE, EXECUTORS, Cluster, TrialExecutor
+from autocompress.cluster import ALONE, Cluster
+from autocompress.executors._base import EXECUTORS, TrialExecutor
 
 T = TypeVar("T")
 

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from autocompress.executors._base import ALONE, EXECUTORS, Cluster, TrialExecutor
+from autocompress.cluster import ALONE, Cluster
+from autocompress.executors._base import EXECUTORS, TrialExecutor
 from autocompress.executors._ray.connecting import connect, disconnect, is_client, require_gpus, search_node, the_ray
 from autocompress.executors._ray.losses import ATTEMPTS, loss
 from autocompress.executors._ray.mirror import Mirror

@@ -9,8 +9,9 @@ from concurrent.futures import BrokenExecutor, wait
 
 import pytest
 
+from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput, TaskFailed, UnknownName
-from autocompress.executors import EXECUTORS, Cluster, TrialExecutor
+from autocompress.executors import EXECUTORS, TrialExecutor
 from tests.calls import count_threads, fail
 
 
