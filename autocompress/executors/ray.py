@@ -124,7 +124,7 @@ class RayExecutor(TrialExecutor):
             self.tell(f"{title(call.function, call.args)}: {reason}; begun again")
             self._start(replace(call, attempt=call.attempt + 1))
         elif reason:
-            call.future.set_exception(BrokenExecutor(f"{reason}, {ATTEMPTS} times running"))
+            call.future.set_exception(BrokenExecutor(f"{reason}, {ATTEMPTS} times in a row"))
         elif error is not None:
             call.future.set_exception(error)
         else:

@@ -194,7 +194,7 @@ def _run(options: argparse.Namespace, path: Path) -> None:
     each_ms = (time.process_time() - cpu) / options.trials * 1000
     print(
         f"{options.trials} trials of {options.sleep:g} s, {options.concurrent} at a time over {options.over}: "
-        f"{took:.0f} s, {options.trials / took:.0f} records a second; {each_ms:.1f} ms of the driver's processor for each"
+        f"{took:.0f} s, {options.trials / took:.0f} records a second; {each_ms:.1f} ms of the driver's processor each"
     )
 
 

@@ -64,6 +64,8 @@ def connect(address: str | None) -> bool:
             f"Ray cluster {address or 'of this machine'}: can't be reached: {one_line(error)}; expected host:port of a "
             "head that runs (ray start --head), ray://host:10001 of its client server, or no address"
         ) from error
+    # what Ray prints of workers that die would run through the progress, long as it is; the log of the run tells it
+    ray._private.worker._worker_logs_enabled = False
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autocompress.executors._ray.connecting import the_ray
 
-ATTEMPTS = 3
+ATTEMPTS = 5
 """How often a piece of work is begun at most."""
 
 

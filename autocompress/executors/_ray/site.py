@@ -127,7 +127,8 @@ class RaySite(Site):
         else:
             affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
             options = {"scheduling_strategy": affinity(self.search_node, soft=False)}
-        return self._stage(f"measure on {profile.name}", options, function, args, profile)
+        name = f"measure on {profile.name}: {ray.get_runtime_context().get_task_name()}"
+        return self._stage(name, options, function, args, profile)
 
     @property
     def trains_here(self) -> bool:
