@@ -74,6 +74,8 @@ class RunConfig:
         created: UTC time in ISO 8601.
         epoch_s: Seconds of one epoch of recovery of the original, when the search began.
         score_on_device: Whether the front is scored by what the device computes, too.
+        storage: The database that the study is written to, too, without a password; empty for none.
+        study: Name of the study there.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -97,6 +99,8 @@ class RunConfig:
     created: str = ""
     epoch_s: float | None = None
     score_on_device: bool = False
+    storage: str = ""
+    study: str = ""
     version: int = FORMAT
 
     @property

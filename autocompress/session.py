@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,6 +39,7 @@ from autocompress.strategies._base import Problem
 from autocompress.task_source import TaskSource
 
 if TYPE_CHECKING:
+    from autocompress.storage import Database
     from autocompress.worker import Assignment, Description, Survey
 
 T = TypeVar("T")
@@ -81,6 +83,7 @@ class Session:
         interrupts: Interrupts,
         observer: Observer | None,
         clock: Clock,
+        database: Database | None = None,
     ) -> None:
         self._directory = directory
         self._pool = pool
@@ -88,6 +91,7 @@ class Session:
         self._interrupts = interrupts
         self._observer = observer
         self._clock = clock
+        self._database = database
         self._survey: Survey | None = None
         self._warm = False
 
@@ -152,12 +156,25 @@ class Session:
         )
         run = Run(self._directory.path)
         try:
-            loop.run()
+            with self._study_copied(config):
+                loop.run()
         except AutocompressError:
             run.report()
             raise
         run.report()
         return run
+
+    @contextmanager
+    def _study_copied(self, config: RunConfig) -> Iterator[None]:
+        """Let the database, if there is one, follow the study until the end."""
+        if self._database is None:
+            yield
+            return
+        from autocompress.storage import StudyCopy
+
+        self._tell(config, f"the study is {config.study} in {self._database}, where optuna-dashboard finds it")
+        with StudyCopy(self._directory, self._database, config.study):
+            yield
 
     def _calls(self, config: RunConfig) -> Calls:
         from autocompress import worker
