@@ -167,11 +167,11 @@ def measured(trials: int, folder: Path) -> dict[str, Any]:
             watcher.phase = "server back"
             code = process.wait()
             until(lambda: watcher.trials.get("server back", 0) >= trials + 1, seconds=30)
-        study = load(database, run)
+        trials_shown = load(database, run).trials
         postgres = database.log.read_text()
         secret = database.password
     records = {record.number: record.status for record in RunDirectory(run).records()}
-    shown = {trial.user_attrs["trial"]: trial.state.name for trial in study.trials if "trial" in trial.user_attrs}
+    shown = {trial.user_attrs["trial"]: trial.state.name for trial in trials_shown if "trial" in trial.user_attrs}
     files = [path for path in (*run.rglob("*"), *folder.glob("*.txt")) if path.is_file()]
     logs = {"log.txt": run / "log.txt", "terminal": output}
     return {
@@ -181,7 +181,7 @@ def measured(trials: int, folder: Path) -> dict[str, Any]:
         "ended_without_server": away_for,
         "code": code,
         "records": dict(Counter(records.values())),
-        "study": dict(Counter(trial.state.name for trial in study.trials)),
+        "study": dict(Counter(trial.state.name for trial in trials_shown)),
         "same_numbers": sorted(records) == sorted(shown),
         "trouble": {
             name: [line for line in path.read_text().splitlines() if TROUBLE.search(line)]
