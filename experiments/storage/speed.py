@@ -1,0 +1,171 @@
+"""What a database costs a search: time of a proposal with and without it, and of writing a study anew.
+
+python experiments/storage/speed.py [--records 300] [--proposals 30]    # writes speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
+
+import numpy as np
+import optuna
+
+from autocompress.devices.detection import detect_profile
+from autocompress.landscapes import landscape
+from autocompress.objective import Objective, make_objectives
+from autocompress.plan import ORIGINAL, Plan
+from autocompress.planner import planner, policy_plans, resolve_epochs
+from autocompress.probe import Probe, Sensitivity
+from autocompress.record import Proposal, Record, Trial
+from autocompress.run_directory import RunDirectory
+from autocompress.serialization import dumps, write_atomically
+from autocompress.space import load_space
+from autocompress.storage import Database, StudyCopy, write_study
+from autocompress.strategies import STRATEGIES, SearchStrategy
+from autocompress.strategies._base import Problem
+from experiments.provenance import commit, machine, versions
+from experiments.search_efficiency.asking import PROFILE, _original_alone, made_up, network, random_trial
+from experiments.storage.postgres import server
+
+FEW = 40
+"""Records of which a strategy is told that writes to the database itself; of all would take minutes."""
+
+
+class World:
+    """A made-up search.
+
+    Args:
+        layers: Of the network.
+        records: Trials that have ended before.
+    """
+
+    def __init__(self, layers: int, records: int) -> None:
+        space, view = resolve_epochs(_original_alone(load_space("joint")), 9), network(layers)
+        self._plan = planner(space, {ORIGINAL: view}, PROFILE)
+        self._policies = policy_plans(space, self._plan)
+        self._landscape = landscape(space, self._plan, view, PROFILE)
+        self._rng = np.random.default_rng(0)
+        self.knobs = len(self._landscape.sites)
+        baseline = Trial(0, Plan(), proposal=Proposal("baseline"))
+        past = (random_trial(number, self._landscape, self._plan, self._rng) for number in range(1, records))
+        self._past = [self._result(trial) for trial in (baseline, *past)]
+
+    def begun(self, name: str, folder: Path, *, told: int | None = None) -> SearchStrategy:
+        """A strategy that has been told of all records, or of the first of them."""
+        problem = Problem(
+            plan=self._plan,
+            policies=self._policies,
+            objectives=make_objectives((), "accuracy", "maximize"),
+            constraints=(),
+            seed=0,
+            journal=folder / "study.journal",
+            landscapes={ORIGINAL: self._landscape},
+        )
+        strategy = STRATEGIES[name](problem)
+        for record in self._past[:told]:
+            strategy.tell(record)
+        return strategy
+
+    def asked_ms(self, strategy: SearchStrategy, count: int) -> list[tuple[float, float]]:
+        """Milliseconds of proposals on the clock and of its own thread, a moment apart, as trials of a search are."""
+        times: list[tuple[float, float]] = []
+        while len(times) < count:
+            began, began_cpu = time.perf_counter(), time.thread_time()
+            asked = strategy.ask()
+            took = 1000 * (time.perf_counter() - began), 1000 * (time.thread_time() - began_cpu)
+            if isinstance(asked, Probe):
+                strategy.note(Sensitivity(asked, divergence=0.05, values={"latency_ratio": 0.98, "size_bytes": 9.8e5}))
+                continue
+            assert asked is not None, "the space is large"
+            times.append(took)
+            strategy.tell(self._result(asked))
+            time.sleep(0.2)
+        return times
+
+    def _result(self, trial: Trial) -> Record:
+        return made_up(trial, self._landscape, self._rng)
+
+
+@contextmanager
+def databases() -> Iterator[Mapping[str, Database]]:
+    """A file of SQLite and a server of PostgreSQL."""
+    with tempfile.TemporaryDirectory() as folder, server() as postgres:
+        yield {
+            "SQLite": Database.of(f"sqlite:///{folder}/study.db"),
+            "PostgreSQL": Database.of(postgres.url_with_password),
+        }
+
+
+def straight(database: Database, name: str) -> Any:
+    """In the place of `new_study`: a study in the database itself."""
+
+    def new_study(journal: Path, objectives: Sequence[Objective]) -> optuna.Study:
+        url = database.url.render_as_string(hide_password=False)
+        directions = [objective.direction for objective in objectives]
+        return optuna.create_study(study_name=name, storage=url, directions=directions)
+
+    return new_study
+
+
+def measured(world: World, strategy: str, proposals: int) -> Iterator[dict[str, Any]]:
+    """A row for the journal alone, and three for each database: followed by it, also while that writes all anew, and
+    written to by the strategy.
+    """
+
+    def row(way: str, database: str, times: Sequence[tuple[float, float]], **more: float) -> dict[str, Any]:
+        wall, cpu = (round(statistics.median(column), 1) for column in zip(*times, strict=True))
+        return {"strategy": strategy, "way": way, "database": database, "median_ms": wall, "cpu_ms": cpu, **more}
+
+    with databases() as found, tempfile.TemporaryDirectory() as name:
+        yield row("journal", "", world.asked_ms(world.begun(strategy, Path(name)), proposals))
+        for title, database in found.items():
+            directory = RunDirectory.create(Path(name) / title)
+            begun = world.begun(strategy, directory.path)
+            with database.opened():
+                began = time.perf_counter()
+            write_study(directory, database, "first")
+            first_s = time.perf_counter() - began
+            write_study(directory, database, "first")
+            again_s = time.perf_counter() - began - first_s
+            with StudyCopy(directory, database, "first"):
+                hurried = world.asked_ms(begun, proposals)
+                time.sleep(1.5 * again_s)
+                times = world.asked_ms(begun, proposals)
+            yield row("followed", title, times, first_s=round(first_s, 1), again_s=round(again_s, 1))
+            yield row("followed, while it is written anew", title, hurried)
+            module = "_optuna" if strategy != "guided" else "_guided.study"
+            with patch(f"autocompress.strategies.{module}.new_study", straight(database, f"straight {title}")):
+                other = world.begun(strategy, Path(name), told=FEW)
+                yield row("written to", title, world.asked_ms(other, proposals))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--records", type=int, default=300)
+    parser.add_argument("--layers", type=int, default=14, help="14 layers make about 50 knobs")
+    parser.add_argument("--proposals", type=int, default=30)
+    chosen = parser.parse_args()
+    about = {"commit": commit(), "machine": machine(detect_profile()), "versions": versions()}
+    world = World(chosen.layers, chosen.records)
+    rows = []
+    for strategy in ("guided", "tpe"):
+        for row in measured(world, strategy, chosen.proposals):
+            print(row, flush=True)
+            rows.append(row)
+    found = {**about, "records": chosen.records, "knobs": world.knobs, "rows": rows}
+    write_atomically(Path(__file__).with_name("speed.json"), dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
