@@ -32,7 +32,7 @@ from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Trial
 from autocompress.run import Run
 from autocompress.run_directory import RunConfig, RunDirectory
-from autocompress.snapshot import Observer, Snapshot
+from autocompress.snapshot import Observer, Phase, Snapshot
 from autocompress.space import SearchSpace
 from autocompress.strategies import STRATEGIES
 from autocompress.strategies._base import Problem
@@ -173,8 +173,13 @@ class Session:
         from autocompress.storage import StudyCopy
 
         self._tell(config, f"the study is {config.study} in {self._database}, where optuna-dashboard finds it")
-        with StudyCopy(self._directory, self._database, config.study):
-            yield
+        copy = StudyCopy(self._directory, self._database, config.study)
+        try:
+            with copy:
+                yield
+        finally:
+            if copy.lacking:
+                self._tell(config, copy.lacking, phase="complete")
 
     def _calls(self, config: RunConfig) -> Calls:
         from autocompress import worker
@@ -215,9 +220,9 @@ class Session:
 
         return _wait_for(future, self._interrupts, beat)
 
-    def _tell(self, config: RunConfig, event: str) -> None:
+    def _tell(self, config: RunConfig, event: str, *, phase: Phase = "preparing") -> None:
         self._directory.log(event)
-        _announce(self._observer, event, self._clock.elapsed_s, config)
+        _announce(self._observer, event, self._clock.elapsed_s, config, phase=phase)
 
 
 def make_problem(config: RunConfig, survey: Survey, description: Description, directory: RunDirectory) -> Problem:
@@ -272,13 +277,20 @@ def _wait_for(future: Future[T], interrupts: Interrupts, beat: Callable[[], None
     return future.result()
 
 
-def _announce(observer: Observer | None, event: str, elapsed_s: float, config: RunConfig | None) -> None:
-    """Tell the observer of a step before the search proper."""
+def _announce(
+    observer: Observer | None,
+    event: str,
+    elapsed_s: float,
+    config: RunConfig | None,
+    *,
+    phase: Phase = "preparing",
+) -> None:
+    """Tell the observer of a step before the search proper, or after it."""
     if observer is None:
         return
     observer(
         Snapshot(
-            phase="preparing",
+            phase=phase,
             event=event,
             elapsed_s=elapsed_s,
             budget_s=config.budget_s if config else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from threading import Event, Thread
@@ -47,14 +48,21 @@ class StudyCopy:
         self._is_failing = False
         self._thread = Thread(target=self._run, name="study copy", daemon=True)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> StudyCopy:
         self._thread.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._thread.join(LAST_S)
-        if self._is_behind:
-            self._log(f"lacks the end of the search; autocompress search --resume {self._directory.path} writes it")
+
+    @property
+    def lacking(self) -> str:
+        """What to say of a database that does not hold the whole study, in a line; empty if it does."""
+        if not self._is_behind:
+            return ""
+        again = f"autocompress search --resume {shlex.quote(str(self._directory.path))}"
+        return f"storage {self._database} lacks the end of the study; {again} writes all of it"
 
     def _run(self) -> None:
         is_last = False

@@ -162,13 +162,14 @@ def _quickly(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_quickly")
 def test_a_copy_follows_the_study_and_is_whole_at_the_end(database: Database, tmp_path: Path) -> None:
     directory, study = begun(tmp_path / "run")
-    with StudyCopy(directory, database, "mine"):
+    with StudyCopy(directory, database, "mine") as copy:
         add(study, 1)
         until(lambda: optuna.get_all_study_names(str(database)) == ["mine"])
         study.enqueue_trial({"bits": 3})
         until(lambda: len(read(database, "mine").trials) == 2)
         add(study, 2)
     copied = read(database, "mine")
+    assert not copy.lacking
     assert told(copied) == told(study)
     assert copied.metric_names == ["accuracy", "latency_ms", "size_bytes"]
     assert not (directory.path / "log.txt").exists(), "nothing to tell"
@@ -219,10 +220,10 @@ def test_a_database_that_stays_away_is_told_at_the_end(
 ) -> None:
     directory, study = begun(tmp_path / "run")
     monkeypatch.setattr(copying._Copied, "renew", lambda self: 1 / 0)
-    with StudyCopy(directory, database, "mine"):
+    with StudyCopy(directory, database, "mine") as copy:
         add(study, 1)
-    last = (directory.path / "log.txt").read_text().splitlines()[-1]
-    assert last.endswith(f"lacks the end of the search; autocompress search --resume {directory.path} writes it")
+    again = f"autocompress search --resume {directory.path} writes all of it"
+    assert copy.lacking == f"storage {database} lacks the end of the study; {again}"
 
 
 @pytest.mark.usefixtures("_quickly")
