@@ -44,7 +44,7 @@ class StudyCopy:
     def __init__(self, directory: RunDirectory, database: Database, name: str) -> None:
         self._directory, self._database, self._name = directory, database, name
         self._is_over = Event()
-        self._is_behind = True
+        self._is_behind = True  # until the last look
         self._is_failing = False
         self._thread = Thread(target=self._run, name="study copy", daemon=True)
 
@@ -65,25 +65,32 @@ class StudyCopy:
         return f"storage {self._database} lacks the end of the study; {again} writes all of it"
 
     def _run(self) -> None:
-        is_last = False
-        while not is_last:
+        while self._is_behind:
+            is_last_try = self._is_over.is_set()
             try:
                 with self._database.opened() as storage:
-                    copied = _Copied(self._directory, storage, self._name)
-                    while not is_last:
-                        is_last = self._is_over.is_set()
-                        copied.renew()
-                        self._is_behind = not is_last
-                        if self._is_failing:
-                            self._log("holds the whole study again")
-                        self._is_failing = False
-                        self._is_over.wait(PERIOD_S)
+                    self._follow(_Copied(self._directory, storage, self._name))
             except Exception as error:
-                if not self._is_failing:
-                    reason = self._database.reason(error)
-                    self._log(f"can't be written: {reason}; the search goes on, and the study is written anew later")
-                self._is_failing, is_last = True, self._is_over.is_set()
+                self._tell_failure(error)
+                if is_last_try:
+                    return
                 self._is_over.wait(RETRY_S)
+
+    def _follow(self, copied: _Copied) -> None:
+        """Renew the copy until the search is over, and once more."""
+        while self._is_behind:
+            is_last = self._is_over.is_set()
+            copied.renew()
+            if self._is_failing:
+                self._log("holds the whole study again")
+            self._is_failing, self._is_behind = False, not is_last
+            self._is_over.wait(PERIOD_S)
+
+    def _tell_failure(self, error: Exception) -> None:
+        if not self._is_failing:
+            reason = self._database.reason(error)
+            self._log(f"can't be written: {reason}; the search goes on, and the study is written anew later")
+        self._is_failing = True
 
     def _log(self, event: str) -> None:
         with suppress(OSError):  # the search itself finds that the disk is full
