@@ -1,4 +1,4 @@
-"""What a database costs a search: time of a proposal with and without it, and of writing a study anew.
+"""What a database costs a search: time of a proposal of TPE with and without it, and of writing studies anew.
 
 python experiments/storage/speed.py [--records 300] [--proposals 30]    # writes speed.json
 """
@@ -118,36 +118,39 @@ def straight(database: Database, name: str) -> Any:
     return new_study
 
 
-def measured(world: World, strategy: str, proposals: int) -> Iterator[dict[str, Any]]:
-    """A row for the journal alone, and three for each database: followed by it, also while that writes all anew, and
-    written to by the strategy.
-    """
-
-    def row(way: str, database: str, times: Sequence[tuple[float, float]], **more: float) -> dict[str, Any]:
-        wall, cpu = (round(statistics.median(column), 1) for column in zip(*times, strict=True))
-        return {"strategy": strategy, "way": way, "database": database, "median_ms": wall, "cpu_ms": cpu, **more}
-
+def measured(world: World, proposals: int) -> Iterator[dict[str, Any]]:
+    """Seconds in which studies are written, and milliseconds of proposals with and without a database."""
     with databases() as found, tempfile.TemporaryDirectory() as name:
-        yield row("journal", "", world.asked_ms(world.begun(strategy, Path(name)), proposals))
-        for title, database in found.items():
-            directory = RunDirectory.create(Path(name) / title)
+        for strategy in ("guided", "tpe"):
+            directory = RunDirectory.create(Path(name) / strategy)
             begun = world.begun(strategy, directory.path)
-            with database.opened():
-                began = time.perf_counter()
-            write_study(directory, database, "first")
-            first_s = time.perf_counter() - began
-            write_study(directory, database, "first")
-            again_s = time.perf_counter() - began - first_s
-            with StudyCopy(directory, database, "first"):
-                hurried = world.asked_ms(begun, proposals)
-                time.sleep(1.5 * again_s)
-                times = world.asked_ms(begun, proposals)
-            yield row("followed", title, times, first_s=round(first_s, 1), again_s=round(again_s, 1))
-            yield row("followed, while it is written anew", title, hurried)
-            module = "_optuna" if strategy != "guided" else "_guided.study"
-            with patch(f"autocompress.strategies.{module}.new_study", straight(database, f"straight {title}")):
-                other = world.begun(strategy, Path(name), told=FEW)
-                yield row("written to", title, world.asked_ms(other, proposals))
+            for title, database in found.items():
+                with database.opened():
+                    pass  # the tables
+                seconds = [written_s(directory, database) for _ in range(2)]
+                yield {"strategy": strategy, "database": title, "first_s": seconds[0], "anew_s": seconds[1]}
+        yield {"way": "no database", **asked(world, begun, proposals)}
+        for title, database in found.items():
+            with StudyCopy(directory, database, directory.path.name):
+                yield {"way": f"{title} follows, writing all anew", **asked(world, begun, proposals)}
+                time.sleep(2 * seconds[1])
+                yield {"way": f"{title} follows", **asked(world, begun, proposals)}
+        for title, database in found.items():
+            with patch("autocompress.strategies._optuna.new_study", straight(database, "straight")):
+                other = world.begun("tpe", Path(name), told=FEW)
+                yield {"way": f"the search writes to {title}", **asked(world, other, proposals)}
+
+
+def written_s(directory: RunDirectory, database: Database) -> float:
+    began = time.perf_counter()
+    write_study(directory, database, directory.path.name)
+    return round(time.perf_counter() - began, 1)
+
+
+def asked(world: World, strategy: SearchStrategy, proposals: int) -> dict[str, float]:
+    """The median of proposals on the clock, and of the processor's time of their thread."""
+    wall, cpu = zip(*world.asked_ms(strategy, proposals), strict=True)
+    return {"median_ms": round(statistics.median(wall), 1), "cpu_ms": round(statistics.median(cpu), 1)}
 
 
 def main() -> None:
@@ -159,10 +162,9 @@ def main() -> None:
     about = {"commit": commit(), "machine": machine(detect_profile()), "versions": versions()}
     world = World(chosen.layers, chosen.records)
     rows = []
-    for strategy in ("guided", "tpe"):
-        for row in measured(world, strategy, chosen.proposals):
-            print(row, flush=True)
-            rows.append(row)
+    for row in measured(world, chosen.proposals):
+        print(row, flush=True)
+        rows.append(row)
     found = {**about, "records": chosen.records, "knobs": world.knobs, "rows": rows}
     write_atomically(Path(__file__).with_name("speed.json"), dumps(found, indent=1) + "\n")
 
