@@ -52,6 +52,7 @@ class World:
 
     def __init__(self, layers: int, records: int) -> None:
         space, view = resolve_epochs(_original_alone(load_space("joint")), 9), network(layers)
+        self.records = records
         self._plan = planner(space, {ORIGINAL: view}, PROFILE)
         self._policies = policy_plans(space, self._plan)
         self._landscape = landscape(space, self._plan, view, PROFILE)
@@ -127,13 +128,13 @@ def measured(world: World, proposals: int) -> Iterator[dict[str, Any]]:
             for title, database in found.items():
                 with database.opened():
                     pass  # the tables
-                seconds = [written_s(directory, database) for _ in range(2)]
-                yield {"strategy": strategy, "database": title, "first_s": seconds[0], "anew_s": seconds[1]}
+                write_study(directory, database, directory.path.name)
+                yield {"strategy": strategy, "database": title, **written_anew(directory, database)}
         yield {"way": "no database", **asked(world, begun, proposals)}
         for title, database in found.items():
             with StudyCopy(directory, database, directory.path.name):
                 yield {"way": f"{title} follows, writing all anew", **asked(world, begun, proposals)}
-                time.sleep(2 * seconds[1])
+                until_written(database, directory, world.records)
                 yield {"way": f"{title} follows", **asked(world, begun, proposals)}
         for title, database in found.items():
             with patch("autocompress.strategies._optuna.new_study", straight(database, "straight")):
@@ -141,10 +142,19 @@ def measured(world: World, proposals: int) -> Iterator[dict[str, Any]]:
                 yield {"way": f"the search writes to {title}", **asked(world, other, proposals)}
 
 
-def written_s(directory: RunDirectory, database: Database) -> float:
-    began = time.perf_counter()
+def written_anew(directory: RunDirectory, database: Database) -> dict[str, float]:
+    """Seconds of writing a study in the place of the one before, on the clock and of the processor in this process."""
+    began, began_cpu = time.perf_counter(), time.thread_time()
     write_study(directory, database, directory.path.name)
-    return round(time.perf_counter() - began, 1)
+    return {"wall_s": round(time.perf_counter() - began, 1), "cpu_s": round(time.thread_time() - began_cpu, 1)}
+
+
+def until_written(database: Database, directory: RunDirectory, count: int) -> None:
+    """Wait until so many trials are there."""
+    with database.opened() as storage:
+        study = storage.get_study_id_from_name(directory.path.name)
+        while storage.get_n_trials(study) < count:
+            time.sleep(1.0)
 
 
 def asked(world: World, strategy: SearchStrategy, proposals: int) -> dict[str, float]:
