@@ -1,6 +1,6 @@
 """What a database costs a search: time of a proposal of TPE with and without it, and of writing studies anew.
 
-python experiments/storage/speed.py [--records 300] [--proposals 30]    # writes speed.json
+python experiments/storage/speed.py [--records 300] [--layers 8] [--proposals 10]    # writes speed.json
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,13 +25,13 @@ import optuna
 from autocompress.devices.detection import detect_profile
 from autocompress.landscapes import landscape
 from autocompress.objective import Objective, make_objectives
-from autocompress.plan import ORIGINAL, Plan
+from autocompress.plan import ORIGINAL, Plan, Scalar
 from autocompress.planner import planner, policy_plans, resolve_epochs
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import dumps, write_atomically
-from autocompress.space import load_space
+from autocompress.space import load_space, neutral
 from autocompress.storage import Database, StudyCopy, write_study
 from autocompress.strategies import STRATEGIES, SearchStrategy
 from autocompress.strategies._base import Problem
@@ -60,7 +61,7 @@ class World:
         self.knobs = len(self._landscape.sites)
         baseline = Trial(0, Plan(), proposal=Proposal("baseline"))
         past = (random_trial(number, self._landscape, self._plan, self._rng) for number in range(1, records))
-        self._past = [self._result(trial) for trial in (baseline, *past)]
+        self._past = [self._result(trial) for trial in (baseline, *map(self._with_all_answers, past))]
 
     def begun(self, name: str, folder: Path, *, told: int | None = None) -> SearchStrategy:
         """A strategy that has been told of all records, or of the first of them."""
@@ -93,6 +94,12 @@ class World:
             strategy.tell(self._result(asked))
             time.sleep(0.2)
         return times
+
+    def _with_all_answers(self, trial: Trial) -> Trial:
+        """The trial with an answer to every knob, as those have that an Optuna sampler proposes."""
+        given, params = trial.proposal.params, dict[str, Scalar]()
+        self._plan(lambda name, knob: params.setdefault(name, given.get(name, neutral(knob))))
+        return replace(trial, proposal=replace(trial.proposal, params=params))
 
     def _result(self, trial: Trial) -> Record:
         return made_up(trial, self._landscape, self._rng)
@@ -166,8 +173,8 @@ def asked(world: World, strategy: SearchStrategy, proposals: int) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=300)
-    parser.add_argument("--layers", type=int, default=14, help="14 layers make about 50 knobs")
-    parser.add_argument("--proposals", type=int, default=30)
+    parser.add_argument("--layers", type=int, default=8, help="8 layers make about 30 knobs")
+    parser.add_argument("--proposals", type=int, default=10)
     chosen = parser.parse_args()
     about = {"commit": commit(), "machine": machine(detect_profile()), "versions": versions()}
     world = World(chosen.layers, chosen.records)
