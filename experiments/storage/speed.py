@@ -64,7 +64,8 @@ class World:
         self._past = [self._result(trial) for trial in (baseline, *map(self._with_all_answers, past))]
 
     def begun(self, name: str, folder: Path, *, told: int | None = None) -> SearchStrategy:
-        """A strategy that has been told of all records, or of the first of them."""
+        """A strategy that has been told of all records, or of the first of them; the same proposals follow each time."""
+        self._rng = np.random.default_rng(1)
         problem = Problem(
             plan=self._plan,
             policies=self._policies,
@@ -131,22 +132,29 @@ def measured(world: World, proposals: int) -> Iterator[dict[str, Any]]:
     with databases() as found, tempfile.TemporaryDirectory() as name:
         for strategy in ("guided", "tpe"):
             directory = RunDirectory.create(Path(name) / strategy)
-            begun = world.begun(strategy, directory.path)
+            world.begun(strategy, directory.path)
             for title, database in found.items():
                 with database.opened():
                     pass  # the tables
                 write_study(directory, database, directory.path.name)
                 yield {"strategy": strategy, "database": title, **written_anew(directory, database)}
-        yield {"way": "no database", **asked(world, begun, proposals)}
+        yield {"way": "no database", **asked(world, world.begun("tpe", Path(name)), proposals)}
         for title, database in found.items():
+            begun = world.begun("tpe", directory.path)
             with StudyCopy(directory, database, directory.path.name):
                 yield {"way": f"{title} follows, writing all anew", **asked(world, begun, proposals)}
-                until_written(database, directory, world.records)
+            begun = world.begun("tpe", directory.path)
+            with StudyCopy(directory, database, "followed"):
+                until_written(database, "followed", world.records)
                 yield {"way": f"{title} follows", **asked(world, begun, proposals)}
+        yield {
+            "way": f"no database, {FEW} records",
+            **asked(world, world.begun("tpe", Path(name), told=FEW), proposals),
+        }
         for title, database in found.items():
             with patch("autocompress.strategies._optuna.new_study", straight(database, "straight")):
                 other = world.begun("tpe", Path(name), told=FEW)
-                yield {"way": f"the search writes to {title}", **asked(world, other, proposals)}
+                yield {"way": f"the search writes to {title}, {FEW} records", **asked(world, other, proposals)}
 
 
 def written_anew(directory: RunDirectory, database: Database) -> dict[str, float]:
@@ -156,10 +164,12 @@ def written_anew(directory: RunDirectory, database: Database) -> dict[str, float
     return {"wall_s": round(time.perf_counter() - began, 1), "cpu_s": round(time.thread_time() - began_cpu, 1)}
 
 
-def until_written(database: Database, directory: RunDirectory, count: int) -> None:
-    """Wait until so many trials are there."""
+def until_written(database: Database, name: str, count: int) -> None:
+    """Wait until a study has so many trials."""
     with database.opened() as storage:
-        study = storage.get_study_id_from_name(directory.path.name)
+        while name not in [study.study_name for study in storage.get_all_studies()]:
+            time.sleep(0.1)
+        study = storage.get_study_id_from_name(name)
         while storage.get_n_trials(study) < count:
             time.sleep(1.0)
 
