@@ -64,7 +64,7 @@ class World:
         self._past = [self._result(trial) for trial in (baseline, *map(self._with_all_answers, past))]
 
     def begun(self, name: str, folder: Path, *, told: int | None = None) -> SearchStrategy:
-        """A strategy that has been told of all records, or of the first of them; the same proposals follow each time."""
+        """A strategy that has been told of all records, or of the first; the same proposals follow each time."""
         self._rng = np.random.default_rng(1)
         problem = Problem(
             plan=self._plan,
