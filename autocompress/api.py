@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from autocompress.checks import CheckItem, CheckReport, run_checks
+from autocompress.cluster import ALONE, Cluster
 from autocompress.devices import open_device, resolve_profile
 from autocompress.devices.detection import LOCAL, detect_profile, memory_bytes
 from autocompress.duration import format_duration, parse_duration
@@ -36,7 +37,7 @@ from autocompress.snapshot import Observer
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies import STRATEGIES
 from autocompress.task import Task, load_task
-from autocompress.task_source import sent
+from autocompress.task_source import TaskSource, sent
 
 if TYPE_CHECKING:
     from autocompress.profiling.writing import ProfiledDevice
@@ -70,6 +71,8 @@ def search(
     seed: int = 0,
     output: str | Path | None = None,
     executor: str = "processes",
+    address: str | None = None,
+    gpus_per_trial: float = 0.0,
     score_on_device: bool = False,
     storage: str | None = None,
     observer: Observer | None = None,
@@ -98,7 +101,10 @@ def search(
         workers: Trials at the same time; by default one for each core, as far as memory allows.
         seed: For everything random.
         output: Run directory; by default `runs/TASK-TIME`.
-        executor: "processes" or "inline" (one trial after the other in this process).
+        executor: "processes", "inline" (one trial after the other in this process), or "ray" (tasks of a Ray cluster).
+        address: Of the Ray cluster: `host:port` of its head or `ray://host:10001`; by default the one that the
+            environment names or that runs on this machine, or else a new one of this machine alone.
+        gpus_per_trial: GPUs of Ray that training a trial takes, such as 0.25; 0 trains on processors.
         score_on_device: True to score the models of the front at the end also by the outputs that the device computes
             for the validation data, and the baseline before the search begins. The budget holds that time, too.
         storage: URL of a database that the study is written to as well, so that optuna-dashboard shows it from
@@ -116,7 +122,7 @@ def search(
         DeviceUnavailable: If the device is missing or busy for longer than the profile waits; `resume` goes on.
     """
     started = time.monotonic()
-    profiles = _profiles(hardware)
+    profiles, cluster = _profiles(hardware), Cluster(address, gpus_per_trial)
     request = Request(
         budget_s=_budget_s(budget, trials),
         trials=_positive("trials", trials),
@@ -126,9 +132,11 @@ def search(
         objectives=tuple(objectives),
         constraints=tuple(constraints),
         max_drop=max_drop,
-        workers=_workers(workers, executor, profiles),
+        workers=_workers(workers, executor, profiles, cluster),
         seed=seed,
         score_on_device=score_on_device,
+        executor=executor,
+        cluster=cluster,
     )
     if not 0 <= seed < 2**31:
         raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
@@ -140,7 +148,7 @@ def search(
     database = _database(storage)
     if database is not None:
         database.require_usable()
-    with sent(task) as source, Interrupts() as interrupts, _pool(executor, request.workers) as pool:
+    with sent(task) as source, Interrupts() as interrupts, _pool(executor, request.workers, cluster, source) as pool:
         description = describe(pool, source, request.space, interrupts, observer)
         config = make_config(request, description, source)
         path = Path(output) if output is not None else _default_output(description.task)
@@ -173,7 +181,9 @@ def resume(
     budget: str | float | None = None,
     trials: int | None = None,
     workers: int | None = None,
-    executor: str = "processes",
+    executor: str | None = None,
+    address: str | None = None,
+    gpus_per_trial: float | None = None,
     score_on_device: bool | None = None,
     storage: str | None = None,
     accept_changes: bool = False,
@@ -185,7 +195,7 @@ def resume(
         path: Its run directory.
         task: The task; by default from where the search took it.
         budget, trials, workers: New limits; by default those of the search. Time counts over all resumes.
-        executor: As in `search`.
+        executor, address, gpus_per_trial: As in `search`; by default as the search was.
         score_on_device: As in `search`; None for as the search was. A search that is complete needs a larger budget to
             score its front, if it had one.
         storage: As in `search`; None for that of the search, whose password was not kept. "journal" goes on without a
@@ -202,11 +212,14 @@ def resume(
     config = directory.config
     if task is None and not config.task_reference:
         raise InvalidInput(f"run {path}: its task was given as an object; give resume(..., task=...) the same again")
+    executor, cluster = executor or config.executor, _resumed_cluster(config, executor, address, gpus_per_trial)
     config = replace(
         config,
+        executor=executor,
+        cluster=cluster,
         budget_s=_budget_s(budget, trials) if budget is not None else config.budget_s,
         trials=_positive("trials", trials) or config.trials,
-        workers=config.workers if workers is None else _workers(workers, executor, config.profiles),
+        workers=config.workers if workers is None else _workers(workers, executor, config.profiles, cluster),
         score_on_device=config.score_on_device if score_on_device is None else score_on_device,
     )
     database = _database(config.storage if storage is None else storage)
@@ -223,7 +236,11 @@ def resume(
         clock = Clock(max(beat.elapsed_s, spent_s) if beat else spent_s, started)
         _require_time(budget, config.budget_s, clock.elapsed_s)
         task = config.task_reference if task is None else task
-        with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
+        with (
+            sent(task) as source,
+            Interrupts() as interrupts,
+            _pool(executor, config.workers, cluster, source) as pool,
+        ):
             description = describe(pool, source, config.space, interrupts, observer)
             require_same(config, description, path, accept_changes=accept_changes)
             as_it_was = (budget, trials, score_on_device) == (None, None, None)
@@ -316,7 +333,7 @@ def apply(
     loaded = load_task(task) if isinstance(task, str) else task
     with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
         bench = Workbench(loaded, profiles, Path(folder))
-        with _threads(_threads_per_trial(_workers(None, "processes", profiles))):
+        with _threads(_threads_per_trial(_workers(None, "processes", profiles, ALONE))):
             return apply_plan(Trial(0, read, seed=seed, proposal=Proposal("user")), bench, target)
 
 
@@ -421,6 +438,14 @@ def _budget_s(budget: str | float | None, trials: int | None) -> float | None:
     return seconds
 
 
+def _resumed_cluster(
+    config: RunConfig, executor: str | None, address: str | None, gpus_per_trial: float | None
+) -> Cluster:
+    """The cluster of a search that is taken up: as it was, but for what is given anew."""
+    before = config.cluster if executor in (None, config.executor) else ALONE
+    return Cluster(address or before.address, before.gpus_per_trial if gpus_per_trial is None else gpus_per_trial)
+
+
 def _require_time(given: str | float | None, budget_s: float | None, spent_s: float) -> None:
     """Refuse a new budget that is spent already.
 
@@ -497,13 +522,14 @@ def _profiles(hardware: Hardware | Sequence[Hardware]) -> tuple[HardwareProfile,
     return found
 
 
-def _workers(workers: int | None, executor: str, profiles: Sequence[HardwareProfile]) -> int:
+def _workers(workers: int | None, executor: str, profiles: Sequence[HardwareProfile], cluster: Cluster) -> int:
     """Trials at the same time; one where inference takes several threads, since wall time suffers from other work."""
-    EXECUTORS[executor]
+    kind = EXECUTORS[executor]
     if executor == "inline":
         return 1
-    if workers is not None:
-        return _positive("workers", workers) or 1
+    count = _positive("workers", workers) or kind.usual_workers(cluster)
+    if count is not None:
+        return count
     if any(profile.threads > 1 for profile in profiles):
         return 1
     memory = memory_bytes() or MEMORY_PER_WORKER * _cores()
@@ -533,10 +559,12 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _pool(executor: str, workers: int) -> Iterator[TrialExecutor]:
-    """An executor that is gone afterwards, at once if something went wrong."""
-    pool = EXECUTORS[executor](workers, _threads_per_trial(workers))
+def _pool(executor: str, workers: int, cluster: Cluster, source: TaskSource) -> Iterator[TrialExecutor]:
+    """An executor whose workers can load a task; it is gone afterwards, at once if something went wrong."""
+    pool = EXECUTORS[executor](workers, _threads_per_trial(workers), cluster)
     try:
+        if source.file:
+            pool.carry(Path(source.file))
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)

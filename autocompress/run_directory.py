@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import ConfigDict
 
+from autocompress.cluster import ALONE, Cluster
 from autocompress.doubt import likely_front
 from autocompress.errors import InvalidInput, RunDirectoryError, one_line
 from autocompress.front import feasible
@@ -76,6 +77,8 @@ class RunConfig:
         score_on_device: Whether the front is scored by what the device computes, too.
         storage: The database that the study is written to, too, without a password; empty for none.
         study: Name of the study there.
+        executor: Name of what trials run on.
+        cluster: Which, if that has one.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -101,6 +104,8 @@ class RunConfig:
     score_on_device: bool = False
     storage: str = ""
     study: str = ""
+    executor: str = "processes"
+    cluster: Cluster = ALONE
     version: int = FORMAT
 
     @property
@@ -153,6 +158,8 @@ class RunDirectory:
         self.path = path
         self._made: tuple[Path, ...] = ()
         self._read: tuple[tuple[int, int], tuple[Line, ...]] | None = None
+        self._config: tuple[tuple[int, int], RunConfig] | None = None
+        self._placed: tuple[Point, ...] = ()
 
     @staticmethod
     def require_free(path: Path) -> None:
@@ -226,7 +233,11 @@ class RunDirectory:
         Raises:
             RunDirectoryError: If `run.json` is damaged.
         """
-        return _read(self.path / "run.json", RunConfig)
+        path = self.path / "run.json"
+        key = _state(path)
+        if self._config is None or self._config[0] != key:
+            self._config = key, _read(path, RunConfig)
+        return self._config[1]
 
     def write_config(self, config: RunConfig) -> None:
         """Write `run.json`."""
@@ -293,14 +304,14 @@ class RunDirectory:
 
     # -- records -------------------------------------------------------------------------------------------------
 
-    def append(self, line: Line) -> None:
-        """Add a finished trial or another line; it is on disk when this returns.
+    def append(self, *lines: Line) -> None:
+        """Add finished trials or other lines; they are on disk when this returns.
 
         Raises:
             RunDirectoryError: If the disk is full or the folder can't be written.
         """
         with self._writing(), (self.path / "records.jsonl").open("ab") as file:
-            file.write(to_json(line).encode() + b"\n")
+            file.write(b"".join(to_json(line).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
 
@@ -313,8 +324,7 @@ class RunDirectory:
         path = self.path / "records.jsonl"
         if not path.is_file():
             return ()
-        state = path.stat()
-        key = (state.st_mtime_ns, state.st_size)
+        key = _state(path)
         if self._read is None or self._read[0] != key:
             self._read = key, _parse_lines(path)
         return self._read[1]
@@ -469,11 +479,12 @@ class RunDirectory:
             The baseline and the front.
         """
         baseline, front = self._points(records, confirmations, device_scores)
-        if baseline is not None:
+        if baseline is not None and (not front or (baseline, *front) != self._placed):
             with self._writing():
                 self._place_front(records, baseline, front)
                 misses = self._near_misses(records, confirmations) if not front else ()
                 _keep_only(self.path / "near_misses", self._place_points(records, misses))
+            self._placed = (baseline, *front)
         return baseline, front
 
     def _place_front(self, records: Sequence[Record], baseline: Point, front: tuple[Point, ...]) -> None:
@@ -492,7 +503,8 @@ class RunDirectory:
             assert record.artifact is not None, "complete records have an artifact"
             Path(point.file).parent.mkdir(exist_ok=True)
             _place(self.path / record.artifact.path, Path(point.file))
-            write_atomically(Path(point.plan), record.plan.to_json())
+            if not Path(point.plan).exists():
+                write_atomically(Path(point.plan), record.plan.to_json())
         return {Path(name).name for point in points for name in (point.file, point.plan)}
 
     def log(self, message: str) -> None:
@@ -500,6 +512,19 @@ class RunDirectory:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{stamp} {message}\n")
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What tells a file from what it was before.
+
+    Raises:
+        RunDirectoryError: If there is none.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: can't be read: {error.strerror}; restore it") from error
+    return state.st_mtime_ns, state.st_size
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

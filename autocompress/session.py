@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from autocompress import __version__
+from autocompress.cluster import Cluster
 from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
 from autocompress.executors import TrialExecutor
 from autocompress.interrupts import Interrupts
@@ -69,6 +70,8 @@ class Request:
     workers: int
     seed: int
     score_on_device: bool
+    executor: str
+    cluster: Cluster
 
 
 class Session:
@@ -94,6 +97,8 @@ class Session:
         self._database = database
         self._survey: Survey | None = None
         self._warm = False
+        pool.tell = directory.log
+        pool.begin(directory.path.resolve())
 
     def begin(self, config: RunConfig) -> None:
         """Measure the baseline and what there is to search; settle the epochs; write `run.json`."""
@@ -200,7 +205,7 @@ class Session:
         from autocompress.worker import Assignment
 
         path = str(self._directory.path.resolve())
-        return Assignment(self._source, config.fingerprints["model"], config.profiles, path)
+        return Assignment(self._source, config.fingerprints["model"], config.profiles, path, self._pool.site)
 
     def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
         """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
@@ -259,7 +264,7 @@ def describe(
     from autocompress import worker
 
     _announce(observer, "loading the task", 0.0, None)
-    return _wait_for(pool.submit(worker.describe, source, space), interrupts)
+    return _wait_for(pool.submit(worker.describe, source, space, pool.site), interrupts)
 
 
 def _wait_for(future: Future[T], interrupts: Interrupts, beat: Callable[[], None] | None = None) -> T:
@@ -345,6 +350,8 @@ def make_config(request: Request, description: Description, source: TaskSource) 
         machine=platform.node(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         score_on_device=request.score_on_device,
+        executor=request.executor,
+        cluster=request.cluster,
     )
 
 

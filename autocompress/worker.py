@@ -6,8 +6,8 @@ The driver imports this module only for the names, so torch and what needs it ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,14 @@ from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import DeviceScore, Record, Remeasured, SplitScore, TooSlow, Trial
 from autocompress.screen import Screen
-from autocompress.serialization import from_json, to_json
+from autocompress.serialization import to_json
+from autocompress.site import HERE, Site
 from autocompress.space import SearchSpace
 from autocompress.task_source import TaskSource
 
 if TYPE_CHECKING:
     from autocompress.pipeline import Workbench
+    from autocompress.task import Task
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class Assignment:
         source: The task.
         weights: Digest of its model's weights.
         profiles: The machines, at least one.
-        directory: The run directory.
+        directory: The run directory, on the machine of the search.
+        site: Where the worker works.
     """
 
     source: TaskSource
     weights: str
     profiles: tuple[HardwareProfile, ...]
     directory: str
+    site: Site = HERE
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Survey:
     trained_on: str
 
 
-def describe(source: TaskSource, space: SearchSpace) -> Description:
+def describe(source: TaskSource, space: SearchSpace, site: Site = HERE) -> Description:
     """Load a task and say what it is; refuse a space that can't be searched on it.
 
     Raises:
@@ -90,7 +94,7 @@ def describe(source: TaskSource, space: SearchSpace) -> Description:
     """
     from autocompress.planner import architectures, check_space
 
-    task = source.load()
+    task = _task(source, site)
     check_space(space, architectures(space, task.student_variants))
     metric = task.the_metric
     return Description(
@@ -165,16 +169,42 @@ def measure_together(
     return remeasure(records, _bench(assignment), baseline, max_cpu_s)
 
 
-@lru_cache(maxsize=2)
-def _bench_of(source: TaskSource, weights: str, profiles: tuple[str, ...], directory: str) -> Workbench:
-    from autocompress.pipeline import Workbench
+def train(assignment: Assignment, trial: Trial) -> None:
+    """Train a trial for another worker, which takes its weights up."""
+    from autocompress.pipeline import train
 
-    task = source.load()
-    task.require_weights(weights)
-    return Workbench(task, tuple(from_json(HardwareProfile, profile) for profile in profiles), Path(directory))
+    train(trial, _bench(assignment))
 
 
 def _bench(assignment: Assignment) -> Workbench:
     """The workbench of an assignment, kept warm between calls."""
-    profiles = tuple(map(to_json, assignment.profiles))  # which can be hashed
-    return _bench_of(assignment.source, assignment.weights, profiles, assignment.directory)
+    bench = _bench_of(_Key(assignment))
+    assignment.site.directory(Path(assignment.directory))  # what others deleted is to be gone here, too
+    return bench
+
+
+@dataclass(frozen=True)
+class _Key:
+    """An assignment that can be hashed."""
+
+    assignment: Assignment
+
+    def __hash__(self) -> int:
+        given = self.assignment
+        return hash((given.source, given.weights, given.directory, given.site, *map(to_json, given.profiles)))
+
+
+@lru_cache(maxsize=2)
+def _bench_of(key: _Key) -> Workbench:
+    from autocompress.pipeline import Workbench
+
+    given = key.assignment
+    site = given.site
+    task = _task(given.source, site)
+    task.require_weights(given.weights)
+    elsewhere = None if site.trains_here else partial(site.at_trainer, train, given)
+    return Workbench(task, given.profiles, site.directory(Path(given.directory)), site, elsewhere)
+
+
+def _task(source: TaskSource, site: Site) -> Task:
+    return replace(source, file=str(site.file(Path(source.file)))).load() if source.file else source.load()

@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "autocompress"
 LAYERS = {
     0: {"errors", "registry", "resources", "serialization", "duration", "interrupts", "user_code"},
     1: {"space", "plan", "student", "task", "objective", "artifact", "profile", "record", "front", "data", "doubt"}
-    | {"landscape", "machine_events", "measurement", "point", "probe", "run_directory", "screen"}
-    | {"snapshot", "task_source"},
+    | {"cluster", "landscape", "machine_events", "measurement", "point", "probe", "run_directory", "screen"}
+    | {"site", "snapshot", "task_source"},
     2: {"graph"},
     3: {"methods", "recovery", "formats", "devices", "executors"},
     4: {"planner", "landscapes", "pipeline", "profiling", "storage", "strategies", "loop", "report"},

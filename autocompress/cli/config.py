@@ -41,6 +41,8 @@ class Config(BaseModel):
     max_drop: float | None = None
     workers: PositiveInt | None = None
     executor: str | None = None
+    address: str | None = None
+    gpus_per_trial: float | None = None
     seed: int | None = None
     output: str | None = None
     score_on_device: bool | None = None

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from autocompress.point import Point
     from autocompress.run import Run
 
-_RESUMABLE = frozenset({"budget", "trials", "workers", "executor", "score_on_device", "storage"})
+_RESUMABLE = frozenset(
+    {"budget", "trials", "workers", "executor", "address", "gpus_per_trial", "score_on_device", "storage"}
+)
 """What may change when a search goes on."""
 
 SMALL_LOSSES = (1, 2, 5)
@@ -71,7 +73,20 @@ def search(
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Trials at the same time.")] = None,
-    executor: Annotated[str | None, typer.Option(help="Where trials run: `processes` or `inline`.")] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Where trials run: `processes` of this machine (default), `ray` on a cluster, or `inline`."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster: `host:port` of its head or `ray://host:10001`. By default that of `RAY_ADDRESS` or of "
+            "this machine; where there is none, one is started here."
+        ),
+    ] = None,
+    gpus_per_trial: Annotated[
+        float | None, typer.Option(min=0.0, help="GPUs of Ray that training a trial takes, such as 0.25.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
     strategy: Annotated[
         str | None,
@@ -123,6 +138,8 @@ def search(
         "max_drop": max_drop,
         "workers": workers,
         "executor": executor,
+        "address": address,
+        "gpus_per_trial": gpus_per_trial,
         "seed": seed,
         "strategy": strategy,
         "score_on_device": score_on_device,

@@ -1,4 +1,4 @@
-"""Where trials run: in this process or in several; all are `concurrent.futures.Executor`s."""
+"""Where trials run: in this process, in several, or on a Ray cluster; all are `concurrent.futures.Executor`s."""
 
 from autocompress.executors._base import EXECUTORS, TrialExecutor
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import loky.backend.resource_tracker
 from loky import ProcessPoolExecutor
 
+from autocompress.cluster import ALONE, Cluster
 from autocompress.executors._base import EXECUTORS, TrialExecutor
 
 T = TypeVar("T")
@@ -33,8 +34,8 @@ class ProcessExecutor(TrialExecutor):
 
     name: ClassVar[str] = "processes"
 
-    def __init__(self, workers: int, threads: int) -> None:
-        super().__init__(workers, threads)
+    def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE) -> None:
+        super().__init__(workers, threads, cluster)
         self._pools: list[Any] = [None] * workers
         self._pending: list[list[Future[Any]]] = [[] for _ in range(workers)]
 

@@ -24,18 +24,19 @@ class Findings:
         self.baseline = next(record for record in self.records if record.number == 0)
         self.renew_front()
 
-    def add(self, line: Line) -> None:
+    def add(self, *lines: Line) -> None:
         """Write something down, then keep it."""
-        self.directory.append(line)
-        match line:
-            case Record():
-                self.records.append(line)
-            case Confirmation():
-                self.confirmations.append(line)
-            case DeviceScore():
-                self.device_scores.append(line)
-            case Sensitivity():
-                self.sensitivities.append(line)
+        self.directory.append(*lines)
+        for line in lines:
+            match line:
+                case Record():
+                    self.records.append(line)
+                case Confirmation():
+                    self.confirmations.append(line)
+                case DeviceScore():
+                    self.device_scores.append(line)
+                case Sensitivity():
+                    self.sensitivities.append(line)
 
     def renew_front(self) -> None:
         """Bring the front up to date, and the baseline as a point beside it; on disk too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -80,6 +81,9 @@ class SearchLoop:
         """What is looked at, and since when."""
 
         self._waiting: Trial | Probe | None = None
+        self._screened: tuple[tuple[int, int], Screen] | None = None
+        """What was to beat last, after how many records and confirmations."""
+
         self._has_nothing = False
         """True if the strategy had nothing to propose before what is at work has ended."""
 
@@ -202,6 +206,13 @@ class SearchLoop:
         return safely
 
     def _screen(self) -> Screen:
+        """What a trial that begins now has to beat."""
+        state = len(self._findings.records), len(self._findings.confirmations)
+        if self._screened is None or self._screened[0] != state:
+            self._screened = state, self._new_screen()
+        return self._screened[1]
+
+    def _new_screen(self) -> Screen:
         final = confirmed(self._findings.records, self._findings.confirmations)
         baseline = next(record for record in final if record.number == 0)
         allowed = feasible(final, self._config.constraints, baseline.values)
@@ -223,9 +234,8 @@ class SearchLoop:
         for future in done & self._looking.keys():
             if _device_lost(future) is None:
                 self._note(future, *self._looking.pop(future))
-        for future in done & self._running.keys():
-            if _device_lost(future) is None:
-                self._take_in(self._finished(future, self._running.pop(future)))
+        ended = [future for future in done & self._running.keys() if _device_lost(future) is None]
+        self._take_in([self._finished(future, self._running.pop(future)) for future in ended])
         if lost:
             self._end_without_device(lost[0])
         if not done:
@@ -267,16 +277,20 @@ class SearchLoop:
         except Exception as error:
             return Record(trial, "failed", reason=self._telling.explained(error))
 
-    def _take_in(self, record: Record) -> None:
-        """Write a record down first, then learn from it."""
-        record = replace(record, ended_s=self._budget.clock.elapsed_s)
-        self._findings.add(record)
-        self._strategy.tell(record)
+    def _take_in(self, ended: Sequence[Record]) -> None:
+        """Write records down first, then learn from them; many may end at once where there are many workers."""
+        if not ended:
+            return
+        records = [replace(record, ended_s=self._budget.clock.elapsed_s) for record in ended]
+        self._findings.add(*records)
+        for record in records:
+            self._strategy.tell(record)
+            self._times.learn(record)
         self._findings.directory.forget_weights(self._needed_weights())
-        self._times.learn(record)
-        if record.status == "complete":
+        if any(record.status == "complete" for record in records):
             self._findings.renew_front()
-        self._telling.tell(_event(record, self._config))
+        for record in records:
+            self._telling.tell(_event(record, self._config))
         self._stop_if_hopeless()
 
     def _needed_weights(self) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -12,6 +13,9 @@ from autocompress.loop.times import Clock
 from autocompress.machine_events import MachineEvents
 from autocompress.run_directory import RunStatus, is_disk_full
 from autocompress.snapshot import Observer, Phase, Snapshot
+
+BEAT_S = 0.4
+"""Seconds between two signs of life at least: each is a file that is written, and many trials may end at once."""
 
 UNFORESEEN = "a bug or an unforeseen error, see log.txt: "
 
@@ -30,6 +34,7 @@ class Telling:
         self.phase: Phase = "searching"
         self._findings, self._clock, self._observer, self._busy = findings, clock, observer, busy
         self._machines = MachineEvents(findings.directory)
+        self._beaten_s = -math.inf
 
     def tell(self, event: str, *, status: RunStatus = "running") -> None:
         """Log what happened, give a sign of life, and tell the observer; an empty event is a sign of life alone.
@@ -39,8 +44,9 @@ class Telling:
         directory = self._findings.directory
         if event:
             directory.log(event)
-        if status == "running":
-            directory.beat("running", self._clock.elapsed_s)
+        if status == "running" and self._clock.elapsed_s - self._beaten_s >= BEAT_S:
+            self._beaten_s = self._clock.elapsed_s
+            directory.beat("running", self._beaten_s)
         if self._observer is not None:
             for happened in (*self._machines.new(), event):
                 self._observer(self._snapshot(happened))

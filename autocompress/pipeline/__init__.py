@@ -4,7 +4,7 @@ from autocompress.pipeline.measuring import remeasure, score_test
 from autocompress.pipeline.models import build, build_architecture, finish, lower, settle, survey_architectures
 from autocompress.pipeline.on_device import score_on_device
 from autocompress.pipeline.probing import run_probe
-from autocompress.pipeline.trials import apply_plan, is_screened, run_baseline, run_trial
+from autocompress.pipeline.trials import apply_plan, is_screened, run_baseline, run_trial, train
 from autocompress.pipeline.workbench import Workbench
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "score_test",
     "settle",
     "survey_architectures",
+    "train",
 ]

@@ -145,7 +145,7 @@ def score_test(record: Record, bench: Workbench) -> SplitScore:
     assert record.artifact is not None, "complete records have an artifact"
     if not bench.task.has_test:
         return SplitScore()
-    predict = onnx_runtime.predictor(bench.directory / record.artifact.path)
+    predict = onnx_runtime.predictor(Path(bench.artifact(record.plan).path))
     outputs, targets = bench.task.outputs(predict, "test")
     score = bench.task.evaluate(outputs, targets, "test")
     return SplitScore({bench.task.the_metric.name: score}, bench.task.fold_scores(outputs, targets))
@@ -164,7 +164,7 @@ def remeasure(
         baseline: Values of the baseline, by which ratios are turned into milliseconds.
         max_cpu_s: CPU seconds for each model at most, on all machines together that can't measure at the same time.
     """
-    artifacts = [Artifact.of(bench.artifact_path(record.plan)) for record in records]
+    artifacts = [bench.artifact(record.plan) for record in records]
     each_s = max_cpu_s / max(map(len, bench.places))
 
     def thorough(usual: Protocol) -> Protocol:

@@ -58,11 +58,12 @@ def _sparsify(bench: Workbench, model: nn.Module, plan: Plan, seed: int) -> None
     recovery = replace(plan.recovery, epochs=0, feature_weight=0.0)  # neither has a part in it
     shared = Plan(plan.architecture, recovery=recovery).digest
     saved = bench.directory / "artifacts" / f"{shared}-sparse-{seed}-{__version__}.safetensors"
-    if saved.is_file():
+    if bench.site.has(saved):
         load_model(model, str(saved))
         return
     sparsify(model, bench.lessons, recovery, seed=seed, loss=bench.task.loss)
     save_weights(model, saved, {})
+    bench.site.share(saved)
 
 
 def settle(bench: Workbench, model: nn.Module, plan: Plan, seed: int) -> nn.Module:

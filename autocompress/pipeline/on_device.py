@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from autocompress.artifact import Artifact
 from autocompress.data import Batch, batch_size_of, joined
 from autocompress.errors import InvalidInput, MeasurementError, one_line
 from autocompress.pipeline.workbench import Workbench
@@ -64,7 +63,7 @@ def _score(record: Record, bench: Workbench, limit_s: float) -> float:
         _OutOfTime: If it would take longer than the limit: by the latency of the model before it is begun, by what the
             inferences took so far later.
     """
-    artifact, size = Artifact.of(bench.artifact_path(record.plan)), batch_size_of(bench.task.examples)
+    artifact, size = bench.artifact(record.plan), batch_size_of(bench.task.examples)
     bytes_each = sum(array.nbytes for array in bench.task.examples)
     each_s = record.values["latency_ms"] / 1000
     inferences = bench.validation_inferences if limit_s < math.inf else 0

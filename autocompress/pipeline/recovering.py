@@ -49,7 +49,7 @@ def begin(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
     added, start = added_steps(plan), plan.start
     free, _ = _epochs(start)
     earlier = Trial(0, start, seed)
-    if free and _saved_weights(bench, earlier, "free").is_file():
+    if free and bench.site.has(_saved_weights(bench, earlier, "free")):
         model = build(bench, replace(start, start=None, recovery=Recovery()), seed)  # whatever it began with is over
     else:
         model = begin(bench, start, seed)
@@ -94,7 +94,7 @@ def recover_and_settle(
     if _goes_on(plan):
         assert plan.start is not None, "it goes on from there"
         earlier = Trial(0, plan.start, trial.seed)
-        if _saved_weights(bench, earlier, "settled").is_file():  # whatever it began with is over
+        if bench.site.has(_saved_weights(bench, earlier, "settled")):  # whatever it began with is over
             model = settle(bench, model, plan, trial.seed)
             _train(bench, model, earlier, _epochs(plan.start)[1], "settled")
         else:
@@ -151,7 +151,7 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
             return direction * bench.task.score(parity.torch_predictor(candidate), batch_size=bench.task.batch_size)
 
     saved = _saved_weights(bench, trial, phase)
-    if saved.is_file():
+    if bench.site.has(saved):
         load_model(model, str(saved))
         with safe_open(saved, "pt") as file:
             known: dict[str, float] = json.loads(file.metadata()["reached"])
@@ -178,6 +178,7 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
         "epochs": reached.epochs,
     }
     save_weights(model, saved, {"reached": json.dumps(facts)})
+    bench.site.share(saved)
     return facts
 
 
@@ -201,7 +202,7 @@ def _went_on(plan: Plan, *, is_held: bool) -> int:
 def forget_weights(bench: Workbench, trial: Trial) -> None:
     """Delete the weights of a trial that failed."""
     for phase in PHASES:
-        _saved_weights(bench, trial, phase).unlink(missing_ok=True)
+        bench.site.forget(_saved_weights(bench, trial, phase))
 
 
 def _saved_weights(bench: Workbench, trial: Trial, phase: str) -> Path:

@@ -21,7 +21,7 @@ from autocompress.pipeline.recovering import begin, forget_weights, recover_and_
 from autocompress.pipeline.stopwatch import Stopwatch
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import Plan
-from autocompress.record import SPARSIFY, Record, Trial
+from autocompress.record import SPARSIFY, TAKEN_UP, TRAIN, Record, Trial
 from autocompress.screen import Screen
 from autocompress.user_code import user_code
 
@@ -63,6 +63,19 @@ def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> R
             raise
         record = Record(trial, "failed", reason=f"out of memory: {one_line(error)}")
     return replace(record, seconds=clock.seconds, machine=platform.node())
+
+
+def train(trial: Trial, bench: Workbench) -> None:
+    """Train a trial and leave its weights in the run directory, where `run_trial` takes them up.
+
+    Raises:
+        AutocompressError: Whatever makes the plan fail.
+    """
+    plan = trial.plan
+    model = begin(bench, plan.without_recovery(), trial.seed)
+    if plan.recovery.sparsify_epochs and plan.start is None:
+        model = build(bench, plan, trial.seed)
+    recover_and_settle(bench, model, trial, Stopwatch())
 
 
 def run_baseline(trial: Trial, bench: Workbench) -> Record:
@@ -115,6 +128,10 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
             reason, values = _screen(bench, model, plan, seed, screen)
         if reason:
             return Record(trial, "screened", reason=reason, values=values)
+    is_sent = bench.train_elsewhere is not None and bool(plan.recovery.epochs or plan.recovery.sparsify_epochs)
+    if bench.train_elsewhere is not None and is_sent:
+        with clock.stage(TRAIN):
+            bench.train_elsewhere(trial)
     if plan.recovery.sparsify_epochs and plan.start is None:
         with clock.stage(SPARSIFY):
             model = build(bench, plan, seed)
@@ -122,6 +139,8 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
     with clock.stage("recover"):
         model, reached = recover_and_settle(bench, model, trial, clock)
         details |= reached
+    if is_sent:  # they are of this trial, and the clock knows how long they took
+        details.pop(TAKEN_UP, None)
     with clock.stage("export"):
         model = finish(model, plan)
         plain, graph = lower(model, plan, replace(bench.context, seed=seed))
@@ -137,6 +156,7 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
         measured = measure(bench, [Artifact.of(path)])[0]
     baseline = screen.baseline if screen else None
     values = {bench.task.the_metric.name: score, **values_of(measured, path, baseline)}
+    bench.site.share(path)
     artifact = replace(Artifact.of(path), path=f"artifacts/{path.name}")
     notes = _notes(plan, measured)
     return Record(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING
 from autocompress.artifact import Artifact
 from autocompress.data import Array, Batch, batch_size_of, head
 from autocompress.devices import Device, open_device
+from autocompress.errors import MeasurementError
 from autocompress.formats import parity
 from autocompress.methods import Context
+from autocompress.pipeline.distant import DistantDevice
 from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile, made_for
-from autocompress.run_directory import RunDirectory
+from autocompress.record import Trial
+from autocompress.site import HERE, Site
 from autocompress.task import Predict, Task
 
 if TYPE_CHECKING:
@@ -36,12 +40,17 @@ class Workbench:
     Args:
         task: Model, data and metric.
         profiles: The machines, at least one; values of the first have no machine in their names.
-        directory: The run directory; model files go to `artifacts/` in it.
+        directory: The run directory, or what stands for it here; model files go to `artifacts/` in it.
+        site: Where this process works.
+        train_elsewhere: Has a trial trained by another process, which leaves the weights in the run directory; None to
+            train here.
     """
 
     task: Task
     profiles: tuple[HardwareProfile, ...]
     directory: Path
+    site: Site = HERE
+    train_elsewhere: Callable[[Trial], None] | None = None
 
     @cached_property
     def teacher(self) -> nn.Module:
@@ -58,10 +67,13 @@ class Workbench:
     @cached_property
     def devices(self) -> tuple[Device, ...]:
         """What measures, in the order of the machines; what happens to machines goes to the run's log."""
-        devices = tuple(map(open_device, self.profiles))
+        devices = tuple(map(self._opened, self.profiles))
         for device in devices:
-            device.tell = RunDirectory(self.directory).log
+            device.tell = partial(self.site.log, self.directory)
         return devices
+
+    def _opened(self, profile: HardwareProfile) -> Device:
+        return open_device(profile) if self.site.measures_here(profile) else DistantDevice(profile, self.site)
 
     @property
     def places(self) -> tuple[tuple[Device, ...], ...]:
@@ -116,10 +128,21 @@ class Workbench:
     @property
     def reference(self) -> Artifact:
         """The exported baseline, against which everything is measured."""
-        return Artifact.of(self.artifact_path(Plan()))
+        return self.artifact(Plan())
+
+    def artifact(self, plan: Plan) -> Artifact:
+        """The model file of a finished plan.
+
+        Raises:
+            MeasurementError: If it is gone.
+        """
+        path = self.artifact_path(plan)
+        if not self.site.has(path):
+            raise MeasurementError(f"model file {path} is gone; restore it, or make it again with `autocompress apply`")
+        return Artifact.of(path)
 
     def artifact_path(self, plan: Plan) -> Path:
-        """Where the model file of a plan lies."""
+        """Where the model file of a plan lies, once it is there."""
         return self.directory / "artifacts" / f"{plan.digest}.onnx"
 
 

@@ -136,6 +136,8 @@ FLAGS = {
     "max_drop": (["--max-drop", "0"], 0.0),
     "workers": (["--workers", "1"], 1),
     "executor": (["--executor", "inline"], "inline"),
+    "address": (["--address", "head:6379"], "head:6379"),
+    "gpus_per_trial": (["--gpus-per-trial", "0.5"], 0.5),
     "seed": (["--seed", "0"], 0),
     "score_on_device": (["--score-on-device"], True),
     "output": (["--output", "here"], Path("here")),
@@ -153,7 +155,9 @@ objectives: [accuracy, size_bytes]
 constraints: ["latency_ms<=9"]
 max_drop: 2.5
 workers: 2
-executor: processes
+executor: ray
+address: head:6379
+gpus_per_trial: 0.25
 seed: 11
 score_on_device: false
 """
@@ -168,7 +172,9 @@ FROM_FILE = {
     "constraints": ["latency_ms<=9"],
     "max_drop": 2.5,
     "workers": 2,
-    "executor": "processes",
+    "executor": "ray",
+    "address": "head:6379",
+    "gpus_per_trial": 0.25,
     "seed": 11,
     "score_on_device": False,
 }

@@ -1,0 +1,108 @@
+"""Reaching a Ray cluster, or starting one of this machine alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from autocompress.errors import InvalidInput, one_line
+
+NAMESPACE = "autocompress"
+CARRIED = "AUTOCOMPRESS_DATA"
+"""Environment variable that workers of a cluster get, too: where data are."""
+
+
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks the head."""
+
+
+def the_ray() -> Any:
+    """The package Ray.
+
+    Raises:
+        InvalidInput: If it is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise InvalidInput(
+            "executor 'ray': Ray is not installed; install it with pip install 'autocompress[ray]', or take the "
+            "executor 'processes'"
+        ) from error
+    return ray
+
+
+def connect(address: str | None) -> bool:
+    """Reach a cluster, unless this process has reached one already.
+
+    Args:
+        address: "auto", `host:port` of the head or `ray://host:port` of its client server; None for what the
+            environment names (`RAY_ADDRESS`, a job), a cluster that runs on this machine, or else a new one of this
+            machine alone.
+
+    Returns:
+        True if it was reached now, and is this process's to leave.
+
+    Raises:
+        InvalidInput: If Ray is not installed or the cluster can't be reached.
+    """
+    ray = the_ray()
+    if ray.is_initialized():
+        return False
+    variables = {CARRIED: os.environ[CARRIED]} if CARRIED in os.environ else {}
+    try:
+        ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": variables} if variables else None,
+        )
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise InvalidInput(
+            f"Ray cluster {address or 'of this machine'}: can't be reached: {one_line(error)}; expected host:port of a "
+            "head that runs (ray start --head), ray://host:10001 of its client server, or no address"
+        ) from error
+    return True
+
+
+def is_client() -> bool:
+    """True if this process is no part of the cluster and reaches it by `ray://`."""
+    return bool(the_ray().util.client.ray.is_connected())
+
+
+def search_node() -> str:
+    """The node of this process; the head for a client.
+
+    Raises:
+        InvalidInput: If a client finds no head.
+    """
+    ray = the_ray()
+    if not is_client():
+        return str(ray.get_runtime_context().get_node_id())
+    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]]
+    if not heads:
+        raise InvalidInput("Ray cluster: has no head node that is alive; start it anew")
+    return str(heads[0])
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that was started for this process ends."""
+    the_ray().shutdown()
+
+
+def require_gpus(count: float) -> None:
+    """Refuse to wait for GPUs that the cluster does not have.
+
+    Raises:
+        InvalidInput: If it has none, or no node has as many.
+    """
+    if not count:
+        return
+    most = max((node["Resources"].get("GPU", 0.0) for node in the_ray().nodes() if node["Alive"]), default=0.0)
+    if count > most:
+        raise InvalidInput(
+            f"gpus per trial {count:g}: no node of the cluster has more than {most:g}; ask for fewer, or start nodes "
+            "with more (ray start --num-gpus N)"
+        )

@@ -1,0 +1,53 @@
+"""A run directory that no node of the cluster sees, kept as the copies on the shelf are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from autocompress.executors._ray.connecting import the_ray
+from autocompress.run_directory import RunDirectory
+from autocompress.serialization import write_atomically
+
+
+class Mirror:
+    """Copies files of a run to the shelf and back, for a search that is no part of the cluster.
+
+    Args:
+        shelf: The actor.
+        run: The run directory.
+    """
+
+    def __init__(self, shelf: Any, run: Path) -> None:
+        self._shelf, self._run = shelf, run
+        self._known = frozenset[str]()
+        """What was on both sides last."""
+
+        the_ray().get(shelf.begin.remote(""))
+        for name in self._names():
+            self._put(name)
+        self._known = self._names()
+
+    def renew(self) -> None:
+        """Fetch what workers have made, and have deleted what the search has; write down what they say."""
+        ray = the_ray()
+        there = ray.get(self._shelf.names.remote())
+        for name in there - self._known:
+            content = ray.get(self._shelf.get.remote(name))
+            if content is not None:
+                write_atomically(self._artifacts / name, content)
+        for name in (self._known & there) - self._names():
+            ray.get(self._shelf.drop.remote(name))
+        self._known = self._names()
+        for line in ray.get(self._shelf.new_lines.remote()):
+            RunDirectory(self._run).log(line)
+
+    @property
+    def _artifacts(self) -> Path:
+        return self._run / "artifacts"
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(file.name for file in self._artifacts.iterdir())
+
+    def _put(self, name: str) -> None:
+        the_ray().get(self._shelf.put.remote(name, (self._artifacts / name).read_bytes()))

@@ -1,0 +1,93 @@
+"""The files of a run for nodes that don't see its folder: an actor beside the search has them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import InvalidInput
+from autocompress.executors._ray.connecting import NAMESPACE, search_node, the_ray
+from autocompress.run_directory import RunDirectory
+from autocompress.serialization import write_atomically
+
+CALLS = 8
+"""Calls that it answers at the same time."""
+
+
+class Shelf:
+    """Reads and writes `artifacts/` of one run; names are those of files there."""
+
+    def __init__(self) -> None:
+        self._run: Path | None = None
+        self._lines: list[str] | None = None
+        self._carried: dict[str, bytes] = {}
+
+    def begin(self, run: str) -> None:
+        """Serve the files of a run from now on; an empty name stands for copies, which the search looks after."""
+        self._lines = None if run else []
+        self._run = Path(run or tempfile.mkdtemp(prefix="autocompress-shelf-"))
+        self._artifacts.mkdir(exist_ok=True)
+
+    def carry(self, path: str, content: bytes) -> None:
+        """Have a file of the search's machine for everybody."""
+        self._carried[path] = content
+
+    def carried(self, path: str) -> bytes:
+        """The content of such a file."""
+        return self._carried[path]
+
+    def names(self) -> frozenset[str]:
+        """The files that there are."""
+        return frozenset(file.name for file in self._artifacts.iterdir())
+
+    def get(self, name: str) -> bytes | None:
+        """The content of a file, or None."""
+        try:
+            return self._path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a file, whole or not at all."""
+        write_atomically(self._path(name), content)
+
+    def drop(self, name: str) -> None:
+        """Delete a file, if there is one."""
+        self._path(name).unlink(missing_ok=True)
+
+    def log(self, line: str) -> None:
+        """Add a line to the log of the run."""
+        assert self._run is not None, "a run has begun"
+        if self._lines is None:
+            RunDirectory(self._run).log(line)
+        else:
+            self._lines.append(line)
+
+    def new_lines(self) -> tuple[str, ...]:
+        """What is to go into the log of the run, if it is elsewhere; each line once."""
+        lines, self._lines = self._lines or [], []
+        return tuple(lines)
+
+    @property
+    def _artifacts(self) -> Path:
+        assert self._run is not None, "a run has begun"
+        return self._run / "artifacts"
+
+    def _path(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise InvalidInput(f"file {name!r}: expected a name without a folder")
+        return self._artifacts / name
+
+
+def start_shelf(run_id: str) -> Any:
+    """Start the actor on the node of the search."""
+    ray = the_ray()
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(search_node(), soft=False)
+    actor = ray.remote(num_cpus=0, max_concurrency=CALLS)(Shelf)
+    return actor.options(name=shelf_name(run_id), namespace=NAMESPACE, scheduling_strategy=here).remote()
+
+
+def shelf_name(run_id: str) -> str:
+    """What the actor is called in the cluster."""
+    return f"shelf-{run_id}"

@@ -1,0 +1,210 @@
+"""Where a task of Ray works, and how it reaches the run directory, the machines that measure, and the GPUs."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+
+from autocompress.errors import DeviceUnavailable
+from autocompress.executors._ray.connecting import NAMESPACE, the_ray
+from autocompress.executors._ray.losses import ATTEMPTS, loss
+from autocompress.executors._ray.shelf import shelf_name
+from autocompress.executors._ray.tasks import opened, title, work
+from autocompress.profile import HardwareProfile
+from autocompress.serialization import write_atomically
+from autocompress.site import Site
+
+T = TypeVar("T")
+
+LOOK_S = 2.0
+"""Seconds between two looks at whether the cluster still has what a stage waits for."""
+
+SETTLED_S = 600.0
+"""Seconds after which a file here that the run no longer has is deleted; younger ones may be on their way there."""
+
+
+@dataclass(frozen=True)
+class RaySite(Site):
+    """A node of a Ray cluster.
+
+    Args:
+        run_id: Of the process that searches.
+        run: The run directory on the node of the search; empty before there is one.
+        search_node: The node of the search.
+        threads: Threads of a trial.
+        gpus_per_trial: What training takes.
+    """
+
+    run_id: str
+    run: str = ""
+    search_node: str = ""
+    threads: int = 1
+    gpus_per_trial: float = 0.0
+
+    @property
+    def marker(self) -> Path:
+        """The file by which a node that sees the run directory knows it."""
+        return Path(self.run) / "artifacts" / f".{self.run_id}"
+
+    @property
+    def _is_at_hand(self) -> bool:
+        return bool(self.run) and self.marker.exists()
+
+    def directory(self, run: Path) -> Path:
+        """The run directory, or a folder of this node whose files are those of it that were needed here."""
+        if self._is_at_hand:
+            return run
+        folder = self._scratch / "artifacts"
+        folder.mkdir(parents=True, exist_ok=True)
+        known = self._ask("names")
+        for file in folder.glob("*.safetensors"):
+            if file.name not in known and time.time() - file.stat().st_mtime > SETTLED_S:
+                file.unlink(missing_ok=True)
+        return self._scratch
+
+    def file(self, path: Path) -> Path:
+        """The file itself, or a copy; one for all workers of the node."""
+        if path.exists():
+            return path
+        copy = self._scratch / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(copy.with_suffix(".lock")):
+            if not copy.exists():
+                write_atomically(copy, self._ask("carried", str(path)))
+        return copy
+
+    def has(self, file: Path) -> bool:
+        """Whether the run has a file; it is copied here."""
+        if file.is_file() or self._is_at_hand:
+            return file.is_file()
+        content = self._ask("get", file.name)
+        if content is not None:
+            write_atomically(file, content)
+        return content is not None
+
+    def share(self, file: Path) -> None:
+        """Copy a file into the run directory."""
+        if not self._is_at_hand:
+            self._ask("put", file.name, file.read_bytes())
+
+    def forget(self, file: Path) -> None:
+        """Delete a file here and in the run directory."""
+        file.unlink(missing_ok=True)
+        if not self._is_at_hand:
+            self._ask("drop", file.name)
+
+    def log(self, run: Path, line: str) -> None:
+        """Add a line to the log of the run."""
+        del run
+        self._ask("log", line)
+
+    def measures_here(self, profile: HardwareProfile) -> bool:
+        """True for agents, which every node reaches, and on the node of the search for its own machine."""
+        if _is_declared(profile):
+            return False
+        here = the_ray().get_runtime_context().get_node_id()
+        return bool(profile.addresses) or here == self.search_node
+
+    def at_device(self, profile: HardwareProfile, function: Callable[..., T], *args: object) -> T:
+        """Call a function on the node that declares the machine, or on that of the search.
+
+        Raises:
+            DeviceUnavailable: If no node has had the machine for as long as the profile waits.
+        """
+        ray = the_ray()
+        resource = device_resource(profile)
+        if _is_declared(profile):
+            options = {"resources": {resource: 1}}
+        else:
+            affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+            options = {"scheduling_strategy": affinity(self.search_node, soft=False)}
+        return self._stage(f"measure on {profile.name}", options, function, args, profile)
+
+    @property
+    def trains_here(self) -> bool:
+        """True unless training takes GPUs: these are held for no longer than it lasts."""
+        return not self.gpus_per_trial
+
+    def at_trainer(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function in a process that has been given GPUs."""
+        options = {
+            "num_gpus": self.gpus_per_trial,
+            "num_cpus": self.threads,
+            # a process that was started without a GPU never sees one
+            "runtime_env": {"env_vars": {"AUTOCOMPRESS_TRAINER": "1"}},
+        }
+        return self._stage(title(function, args), options, function, args)
+
+    def _stage(
+        self,
+        name: str,
+        options: dict[str, Any],
+        function: Callable[..., T],
+        args: tuple[object, ...],
+        profile: HardwareProfile | None = None,
+    ) -> T:
+        """The result of a task within this one, whose CPUs others may have meanwhile; a lost one is begun again."""
+        ray = the_ray()
+        task = ray.remote(num_cpus=0, max_retries=0)(work).options(name=name, **options)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                reference = task.remote(function, args, self.threads)
+                if profile is not None:
+                    _await_device(reference, profile)
+                return opened(ray.get(reference))  # type: ignore[no-any-return]
+            except ray.exceptions.RayError as error:
+                reason = loss(error)
+                if not reason or attempt == ATTEMPTS:
+                    raise
+                self.log(Path(self.run), f"{name}: {reason}; begun again")
+        raise AssertionError("the last attempt returned or raised")
+
+    @property
+    def _scratch(self) -> Path:
+        user = getattr(os, "getuid", getpass.getuser)()
+        return Path(tempfile.gettempdir()) / f"autocompress-{user}-{self.run_id}"
+
+    def _ask(self, method: str, *args: object) -> Any:
+        return the_ray().get(getattr(_shelf(self.run_id), method).remote(*args))
+
+
+def device_resource(profile: HardwareProfile) -> str:
+    """The resource by which a node declares that it has a machine."""
+    return f"device:{profile.name}"
+
+
+def _is_declared(profile: HardwareProfile) -> bool:
+    return device_resource(profile) in the_ray().cluster_resources()
+
+
+def _await_device(reference: Any, profile: HardwareProfile) -> None:
+    """Wait for a measurement for as long as there is a node that can begin it.
+
+    Raises:
+        DeviceUnavailable: If there has been none for too long.
+    """
+    ray, missing_s = the_ray(), 0.0
+    is_declared = _is_declared(profile)
+    while not ray.wait([reference], timeout=LOOK_S)[0]:
+        missing_s = missing_s + LOOK_S if is_declared and not _is_declared(profile) else 0.0
+        if missing_s > profile.wait_s:
+            ray.cancel(reference, force=True)
+            resource = device_resource(profile)
+            raise DeviceUnavailable(
+                f"device {profile.name!r}: no node of the cluster has had the resource {resource!r} for "
+                f"{missing_s:g} s; start one with ray start --resources '{{\"{resource}\": 1}}'"
+            )
+
+
+@lru_cache(maxsize=4)
+def _shelf(run_id: str) -> Any:
+    return the_ray().get_actor(shelf_name(run_id), namespace=NAMESPACE)

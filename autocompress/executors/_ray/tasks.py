@@ -1,0 +1,82 @@
+"""What runs in a task of Ray, and how its result or error travels."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from autocompress.point import summarize
+from autocompress.probe import Probe
+from autocompress.record import Record, Trial
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a call.
+
+    Args:
+        result: What it returned.
+        error: What it raised, or None. Ray would wrap it in a class of its own, which not all errors survive.
+        trace: The traceback of the error.
+    """
+
+    result: Any = None
+    error: Exception | None = None
+    trace: str = ""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an error on another node, as its cause."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def work(function: Callable[..., Any], args: tuple[Any, ...], threads: int) -> Outcome:
+    """Call a function in a worker that keeps torch warm."""
+    _prepare(threads)
+    try:
+        return Outcome(function(*args))
+    except Exception as error:
+        return Outcome(error=_sendable(error), trace=traceback.format_exc())
+
+
+def opened(outcome: Outcome) -> Any:
+    """The result of a call; its error is raised."""
+    if outcome.error is not None:
+        raise outcome.error from RemoteTraceback(outcome.trace)
+    return outcome.result
+
+
+def title(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """What Ray's dashboard calls a call: the trial, the stage and the plan."""
+    name = getattr(function, "__name__", "call").replace("_", " ")
+    for given in args:
+        if isinstance(given, Record | Trial):
+            trial = given.trial if isinstance(given, Record) else given
+            return f"{name} {trial.number} {summarize(trial.plan)}"
+        if isinstance(given, Probe):
+            return f"{name} {summarize(given.plan)}"
+    return name
+
+
+def _prepare(threads: int) -> None:
+    import onnxruntime
+    import torch
+
+    onnxruntime.set_default_logger_severity(3)  # what it warns of while it optimizes is nothing the user can mend
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or its text where it can't travel."""
+    import cloudpickle
+
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:  # whatever an error of the user's libraries does when it is pickled
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,162 @@
+"""Trials as tasks of a Ray cluster: on this machine, or on as many as the cluster has."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from autocompress.cluster import ALONE, Cluster
+from autocompress.executors._base import EXECUTORS, TrialExecutor
+from autocompress.executors._ray.connecting import connect, disconnect, is_client, require_gpus, search_node, the_ray
+from autocompress.executors._ray.losses import ATTEMPTS, loss
+from autocompress.executors._ray.mirror import Mirror
+from autocompress.executors._ray.shelf import start_shelf
+from autocompress.executors._ray.site import RaySite
+from autocompress.executors._ray.tasks import Outcome, opened, title, work
+
+T = TypeVar("T")
+
+MEMORY_BYTES = 1_500_000_000
+"""What torch, ONNX Runtime and a small task take in each worker; a node takes no more trials than fit."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call, and how often it has been begun."""
+
+    future: Future[Any]
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    attempt: int = 1
+
+
+@EXECUTORS.register
+class RayExecutor(TrialExecutor):
+    """Each call is a task of Ray, which finds a node for it; a call whose worker or node is lost is begun again.
+
+    What a trial trains is kept in the run directory, so a call that is begun again goes on after the last stage that
+    ended. Models are measured where the machine of the profile is: on the node that declares the resource
+    `device:NAME`, through the agent that the profile gives an address of, or else on the node of the search.
+
+    Args:
+        workers: Trials at the same time.
+        threads: Threads, and CPUs of Ray, that one trial takes.
+        cluster: Where to run.
+
+    Raises:
+        InvalidInput: If Ray is not installed, the cluster can't be reached, or it has no GPU where some are asked for.
+    """
+
+    name: ClassVar[str] = "ray"
+    has_cluster: ClassVar[bool] = True
+
+    def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE) -> None:
+        super().__init__(workers, threads, cluster)
+        self._owns_connection = connect(cluster.address)
+        require_gpus(cluster.gpus_per_trial)
+        self._run_id = uuid.uuid4().hex[:12]
+        self._shelf = start_shelf(self._run_id)
+        self._site = RaySite(
+            self._run_id, threads=threads, gpus_per_trial=cluster.gpus_per_trial, search_node=search_node()
+        )
+        self._task = the_ray().remote(num_cpus=threads, memory=MEMORY_BYTES, max_retries=0)(work)
+        self._lock = threading.Lock()
+        self._running: dict[Any, _Call] = {}
+        self._marker: Path | None = None
+        self._mirror: Mirror | None = None
+        # what comes back is looked at in a thread of our own: Ray's must not wait for Ray
+        self._desk = ThreadPoolExecutor(1, thread_name_prefix="autocompress-ray")
+
+    @classmethod
+    def usual_workers(cls, cluster: Cluster) -> int:
+        """One for each CPU that the cluster has now."""
+        connect(cluster.address)
+        return max(1, int(the_ray().cluster_resources().get("CPU", 1)))
+
+    @property
+    def site(self) -> RaySite:
+        """Where the tasks run."""
+        return self._site
+
+    def carry(self, file: Path) -> None:
+        """Let other nodes have a file of this machine."""
+        ray = the_ray()
+        ray.get(self._shelf.carry.remote(str(file), file.read_bytes()))
+
+    def begin(self, run: Path) -> None:
+        """Let other nodes have the files of a run; nodes that see its folder find a mark there, and use it."""
+        self._site = replace(self._site, run=str(run))
+        self._marker = self._site.marker
+        self._marker.touch()
+        if is_client():
+            self._mirror = Mirror(self._shelf, run)
+        else:
+            the_ray().get(self._shelf.begin.remote(str(run)))
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Call `fn` on some node."""
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+        self._start(_Call(future, partial(fn, **kwargs) if kwargs else fn, args))
+        return future
+
+    def _start(self, call: _Call) -> None:
+        named = self._task.options(name=title(call.function, call.args))
+        reference = named.remote(call.function, call.args, self.threads)
+        with self._lock:
+            self._running[reference] = call
+        reference.future().add_done_callback(lambda done: self._desk.submit(self._end, reference, done))
+
+    def _end(self, reference: Any, done: Future[Outcome]) -> None:
+        with self._lock:
+            call = self._running.pop(reference, None)
+        if call is None:  # dropped
+            return
+        error = done.exception()
+        reason = loss(error) if error is not None else ""
+        if reason and call.attempt < ATTEMPTS:
+            self.tell(f"{title(call.function, call.args)}: {reason}; begun again")
+            self._start(replace(call, attempt=call.attempt + 1))
+        elif reason:
+            call.future.set_exception(BrokenExecutor(f"{reason}, {ATTEMPTS} times running"))
+        elif error is not None:
+            call.future.set_exception(error)
+        else:
+            if self._mirror is not None:
+                self._mirror.renew()
+            _settle(call.future, done.result())
+
+    def kill(self) -> None:
+        """Cancel every task; workers that run one end with it."""
+        with self._lock:
+            dropped, self._running = self._running, {}
+        for reference, call in dropped.items():
+            the_ray().cancel(reference, force=True)
+            call.future.set_exception(BrokenExecutor("dropped"))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the connection to the cluster once all tasks have ended; at once with `cancel_futures`."""
+        if cancel_futures:
+            self.kill()
+        elif wait:
+            for call in list(self._running.values()):
+                call.future.exception()
+        self._desk.shutdown(wait=wait)
+        if self._marker is not None:
+            self._marker.unlink(missing_ok=True)
+        the_ray().kill(self._shelf)
+        if self._owns_connection:
+            disconnect()
+
+
+def _settle(future: Future[Any], outcome: Outcome) -> None:
+    try:
+        future.set_result(opened(outcome))
+    except Exception as error:
+        future.set_exception(error)

@@ -1,0 +1,271 @@
+"""What the process that searches can do: simulated trials, hundreds at a time, through the real loop and Ray.
+
+python experiments/scale/run.py [--trials 10000] [--concurrent 500] [--strategy random] [--over ray]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
+
+from autocompress.artifact import Artifact
+from autocompress.executors import TrialExecutor
+from autocompress.executors._ray.connecting import the_ray
+from autocompress.executors._ray.tasks import Outcome, work
+from autocompress.executors.ray import RayExecutor
+from autocompress.interrupts import Interrupts
+from autocompress.landscapes import landscape
+from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
+from autocompress.measurement import Measurement
+from autocompress.objective import make_objectives
+from autocompress.plan import ORIGINAL, Plan
+from autocompress.planner import planner, policy_plans, resolve_epochs
+from autocompress.probe import Probe, Sensitivity
+from autocompress.profile import HardwareProfile
+from autocompress.record import Proposal, Record, Remeasured, SplitScore, Trial
+from autocompress.run_directory import RunConfig, RunDirectory
+from autocompress.screen import Screen
+from autocompress.snapshot import Snapshot
+from autocompress.space import SearchSpace, load_space
+from autocompress.strategies import STRATEGIES, SearchStrategy
+from autocompress.strategies._base import Problem
+from experiments.search_efficiency.asking import network
+
+PROFILE = HardwareProfile("made up", channel_multiple=16, kernels={"conv": ("int8",), "linear": ("int8",)})
+ACTORS = 5
+"""Processes of Ray in which the simulated trials sleep, hundreds in each: real ones need a process each."""
+
+REPORTS = 10
+
+
+def simulated(run: str, trial: Trial, sleep_s: float) -> Record:
+    """A trial that sleeps for its stages and has values that follow from its plan."""
+    rng = np.random.default_rng(int(trial.plan.digest, 16) % 2**32)
+    stages = dict(zip(("build", "train", "score", "measure"), sleep_s * rng.dirichlet((1, 6, 1, 2)), strict=True))
+    for seconds in stages.values():
+        time.sleep(seconds)
+    ratio = rng.uniform(0.1, 1.0)
+    size = ratio * rng.uniform(0.9, 1.1)
+    accuracy = 0.9 - 0.2 * (1 - ratio) ** 2 - abs(rng.normal(0, 0.05))  # few lie near the front, as in real searches
+    path = Path(run) / "artifacts" / f"{trial.plan.digest}.onnx"
+    path.write_bytes(trial.plan.digest.encode())
+    values = {"accuracy": accuracy, "latency_ms": ratio, "latency_ratio": ratio, "size_bytes": 1e6 * size}
+    measured = Measurement(ratio, ratio, (0.99 * ratio, 1.01 * ratio), ratio, ratio, 1.0, 1_000_000, 1, 9, "made up")
+    return Record(
+        trial,
+        "complete",
+        values={**values, "peak_memory_bytes": 1e6},
+        artifact=replace(Artifact.of(path), path=f"artifacts/{path.name}"),
+        measurements={"made up": measured},
+        seconds={name: float(seconds) for name, seconds in stages.items()},
+    )
+
+
+class Sleepers(RayExecutor):
+    """The Ray executor with its tasks in a few processes of many threads, so that hundreds fit into one machine."""
+
+    def __init__(self, workers: int, threads: int) -> None:
+        super().__init__(workers, threads)
+
+        class Sleeper:
+            def call(self, function: Callable[..., Any], args: tuple[Any, ...], threads: int) -> Outcome:
+                return work(function, args, threads)
+
+        kind = the_ray().remote(num_cpus=0, max_concurrency=-(-workers // ACTORS))(Sleeper)
+        self._actors = cycle([kind.remote() for _ in range(ACTORS)])
+        self._task = self
+
+    def options(self, **options: Any) -> Any:
+        """As a remote function has them."""
+        return next(self._actors).call.options(name=options["name"])
+
+
+class Threads(ThreadPoolExecutor):
+    """Without Ray: what the loop alone can do."""
+
+    def kill(self) -> None:
+        """Nothing of this lasts."""
+
+
+@dataclass
+class Watched:
+    """A strategy, and how long it took to ask."""
+
+    strategy: SearchStrategy
+    asked_s: list[float] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.strategy, name)
+
+    def ask(self) -> Trial | Probe | None:
+        """Ask the strategy."""
+        started = time.perf_counter()
+        try:
+            return self.strategy.ask()
+        finally:
+            self.asked_s.append(time.perf_counter() - started)
+
+
+class Progress:
+    """Prints rates, memory and times of asking as records come.
+
+    Args:
+        total: Records to come.
+        strategy: Being watched.
+    """
+
+    def __init__(self, total: int, strategy: Watched) -> None:
+        self._total, self._strategy = total, strategy
+        self._since, self._count = time.monotonic(), 0
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """A change of the search."""
+        if snapshot.complete - self._count < self._total // REPORTS:
+            return
+        now = time.monotonic()
+        rate = (snapshot.complete - self._count) / (now - self._since)
+        asked_ms = 1000 * statistics.median(self._strategy.asked_s[-500:])
+        memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(
+            f"{snapshot.complete:6d} records, {rate:6.0f} a second, asking {asked_ms:.1f} ms in the median, "
+            f"{memory_mb:.0f} MiB at most, {snapshot.running} at work, front of {len(snapshot.front)}",
+            flush=True,
+        )
+        self._since, self._count = now, snapshot.complete
+
+
+def main() -> None:
+    """Run a simulated search and print what the driver did."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--concurrent", type=int, default=500)
+    parser.add_argument("--sleep", type=float, default=2.0, help="seconds of a trial")
+    parser.add_argument("--strategy", default="random", choices=sorted(STRATEGIES))
+    parser.add_argument("--over", default="ray", choices=["ray", "threads"])
+    parser.add_argument("--layers", type=int, default=38, help="38 layers make about 150 knobs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        _run(options, Path(folder) / "run")
+
+
+def _run(options: argparse.Namespace, path: Path) -> None:
+    directory = RunDirectory.create(path)
+    space = replace(resolve_epochs(load_space("joint"), 9), widths=(), depths=(), students=False, policies=())
+    directory.write_config(_config(space, options))
+    baseline = simulated(str(path), Trial(0, Plan(), proposal=Proposal("baseline")), 0.0)
+    directory.append(
+        replace(baseline, values={**baseline.values, "accuracy": 0.9, "latency_ms": 1.0, "size_bytes": 1e6})
+    )
+    strategy = Watched(_strategy(space, options, path))
+    strategy.tell(directory.records()[0])
+    pool = Sleepers(options.concurrent, 1) if options.over == "ray" else Threads(options.concurrent)
+    if isinstance(pool, TrialExecutor):
+        pool.begin(path)
+    progress = Progress(options.trials, strategy)
+    loop = SearchLoop(
+        directory=directory,
+        strategy=strategy,  # type: ignore[arg-type]
+        calls=_calls(pool, str(path), options.sleep),
+        clock=Clock(0.0, time.monotonic()),
+        times=TrialTimes(0.01),
+        interrupts=Interrupts(),
+        observer=progress,
+    )
+    started, cpu = time.monotonic(), time.process_time()
+    loop.run()
+    took = time.monotonic() - started
+    pool.shutdown()
+    numbers = [record.number for record in directory.records()]
+    assert sorted(numbers) == list(range(options.trials + 1)), "each has one record"
+    each_ms = (time.process_time() - cpu) / options.trials * 1000
+    print(
+        f"{options.trials} trials of {options.sleep:g} s, {options.concurrent} at a time over {options.over}: "
+        f"{took:.0f} s, {options.trials / took:.0f} records a second; {each_ms:.1f} ms of the driver's processor for each"
+    )
+
+
+def _config(space: SearchSpace, options: argparse.Namespace) -> RunConfig:
+    return RunConfig(
+        task="simulated",
+        task_reference="",
+        metric="accuracy",
+        is_percentage=True,
+        direction="maximize",
+        fingerprints={},
+        space=space,
+        profiles=(PROFILE,),
+        objectives=make_objectives((), "accuracy", "maximize"),
+        constraints=(),
+        strategy=options.strategy,
+        budget_s=None,
+        trials=options.trials,
+        workers=options.concurrent,
+        seed=0,
+    )
+
+
+def _strategy(space: SearchSpace, options: argparse.Namespace, path: Path) -> SearchStrategy:
+    view = network(options.layers)
+    plan = planner(space, {ORIGINAL: view}, PROFILE)
+    return STRATEGIES[options.strategy](
+        Problem(
+            plan=plan,
+            policies=policy_plans(space, plan),
+            objectives=make_objectives((), "accuracy", "maximize"),
+            constraints=(),
+            seed=0,
+            journal=path / "study.journal",
+            landscapes={ORIGINAL: landscape(space, plan, view, PROFILE)},
+            trials=options.trials,
+            workers=options.concurrent,
+        )
+    )
+
+
+def _calls(pool: Any, run: str, sleep_s: float) -> Calls:
+    def trial(trial: Trial, screen: Screen) -> Future[Record]:
+        del screen
+        future: Future[Record] = pool.submit(simulated, run, trial, sleep_s)
+        return future
+
+    def again(
+        records: tuple[Record, ...], baseline: Mapping[str, float], each_s: float
+    ) -> Future[tuple[Remeasured, ...]]:
+        del baseline, each_s
+        return _done(tuple(Remeasured(record.number, record.measurements, dict(record.values)) for record in records))
+
+    def look(probe: Probe) -> Future[Sensitivity]:
+        return _done(Sensitivity(probe, divergence=0.05, values={"latency_ratio": 0.98, "size_bytes": 9.8e5}))
+
+    return Calls(
+        run=trial,
+        look=look,
+        test_score=lambda record: _done(SplitScore({"accuracy": record.values["accuracy"]})),
+        device_score=lambda record, limit_s: _done(None),
+        remeasure=again,
+        kill=pool.kill,
+    )
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+if __name__ == "__main__":
+    main()

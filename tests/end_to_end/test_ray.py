@@ -1,0 +1,81 @@
+"""Searches on a Ray cluster of several nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autocompress
+from autocompress.executors.ray import RayExecutor
+from autocompress.run_directory import RunDirectory
+from autocompress.snapshot import Snapshot
+
+TASK = str(Path(__file__).parents[1] / "tasks" / "stripes.py")
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without processors for trials, and two nodes with one each."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(2):
+        made.add_node(num_cpus=1)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_a_search_on_nodes_that_do_not_see_its_folder(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = RayExecutor.begin
+
+    def begin_apart(executor: RayExecutor, run: Path) -> None:
+        began(executor, run)
+        executor.site.marker.unlink()
+
+    monkeypatch.setattr(RayExecutor, "begin", begin_apart)
+    run = autocompress.search(
+        TASK, trials=6, executor="ray", address=cluster.address, workers=3, output=tmp_path / "run", strategy="guided"
+    )
+    records = RunDirectory.open(run.path).records()
+    assert sorted(record.number for record in records) == list(range(7))
+    complete = [record for record in records if record.status == "complete"]
+    assert len(complete) > 1
+    for record in complete:
+        assert record.artifact is not None
+        assert (run.path / record.artifact.path).stat().st_size == record.artifact.size_bytes
+    assert len(run.points) > 1
+    assert all("test_accuracy" in point.values() for point in run.points)
+
+
+def test_a_node_that_is_lost_takes_no_trial_with_it(cluster: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=1)
+    lost = False
+
+    def lose_it(snapshot: Snapshot) -> None:
+        nonlocal lost
+        if snapshot.complete + snapshot.screened >= 1 and not lost:
+            lost = True
+            cluster.remove_node(node, allow_graceful=False)
+
+    run = autocompress.search(
+        TASK,
+        trials=6,
+        executor="ray",
+        address=cluster.address,
+        workers=4,
+        output=tmp_path / "run",
+        observer=lose_it,
+        strategy="random",
+    )
+    assert lost
+    records = RunDirectory.open(run.path).records()
+    assert sorted(record.number for record in records) == list(range(7))
+    assert not [record.reason for record in records if record.status == "failed"]
