@@ -41,12 +41,16 @@ from autocompress.task_source import TaskSource, sent
 
 if TYPE_CHECKING:
     from autocompress.profiling.writing import ProfiledDevice
+    from autocompress.storage import Database
 
 T = TypeVar("T")
 
 DEFAULT_BUDGET = "15m"
 MEMORY_PER_WORKER = 1.5e9
 """Bytes that torch, ONNX Runtime and a small task take in each worker."""
+
+JOURNAL = "journal"
+"""Where the study is without a database: in `study.journal`."""
 
 Hardware = str | HardwareProfile
 """A machine: "local", the name of a shipped profile, the path of a YAML file, or a profile."""
@@ -70,6 +74,7 @@ def search(
     address: str | None = None,
     gpus_per_trial: float = 0.0,
     score_on_device: bool = False,
+    storage: str | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Search for the best compressed versions of a model and leave them in a run directory.
@@ -102,6 +107,9 @@ def search(
         gpus_per_trial: GPUs of Ray that training a trial takes, such as 0.25; 0 trains on processors.
         score_on_device: True to score the models of the front at the end also by the outputs that the device computes
             for the validation data, and the baseline before the search begins. The budget holds that time, too.
+        storage: URL of a database that the study is written to as well, so that optuna-dashboard shows it from
+            elsewhere: `sqlite:///study.db`, `postgresql://user@host/database`, or another that SQLAlchemy takes.
+            `run.json` keeps it without its password.
         observer: Called with a `Snapshot` on every change.
 
     Returns:
@@ -137,11 +145,15 @@ def search(
         Constraint.parse(text)
     if output is not None:
         RunDirectory.require_free(Path(output))
+    database = _database(storage)
+    if database is not None:
+        database.require_usable()
     with sent(task) as source, Interrupts() as interrupts, _pool(executor, request.workers, cluster, source) as pool:
         description = describe(pool, source, request.space, interrupts, observer)
         config = make_config(request, description, source)
         path = Path(output) if output is not None else _default_output(description.task)
         directory = RunDirectory.create(path)
+        config = _with_study(config, directory, database)
         with directory.locked():
             session = Session(
                 directory=directory,
@@ -150,6 +162,7 @@ def search(
                 interrupts=interrupts,
                 observer=observer,
                 clock=Clock(0.0, started),
+                database=database,
             )
             with directory.disk_watched():
                 try:
@@ -172,6 +185,7 @@ def resume(
     address: str | None = None,
     gpus_per_trial: float | None = None,
     score_on_device: bool | None = None,
+    storage: str | None = None,
     accept_changes: bool = False,
     observer: Observer | None = None,
 ) -> Run:
@@ -184,11 +198,14 @@ def resume(
         executor, address, gpus_per_trial: As in `search`; by default as the search was.
         score_on_device: As in `search`; None for as the search was. A search that is complete needs a larger budget to
             score its front, if it had one.
+        storage: As in `search`; None for that of the search, whose password was not kept. "journal" goes on without a
+            database. The study is written anew, of a search that is complete, too.
         accept_changes: Go on although model, data or metric are not those of the search.
         observer: As in `search`.
 
     Raises:
         RunDirectoryError: If there is no such run, it is in use or damaged, or the task has changed.
+        InvalidInput: If the database can't be used.
     """
     started = time.monotonic()
     directory = RunDirectory.open(Path(path))
@@ -205,7 +222,11 @@ def resume(
         workers=config.workers if workers is None else _workers(workers, executor, config.profiles, cluster),
         score_on_device=config.score_on_device if score_on_device is None else score_on_device,
     )
+    database = _database(config.storage if storage is None else storage)
     with directory.locked():
+        if database is not None:
+            database.require_usable(resumed=True)
+        config = _with_study(config, directory, database)
         torn = directory.repair()
         if torn:
             directory.log(f"records.jsonl ended in a line cut short ({torn} bytes); set aside in records.jsonl.torn")
@@ -224,6 +245,7 @@ def resume(
             require_same(config, description, path, accept_changes=accept_changes)
             as_it_was = (budget, trials, score_on_device) == (None, None, None)
             if as_it_was and beat is not None and beat.status == "complete":
+                _write_study(config, directory, database)
                 return Run(directory.path)
             session = Session(
                 directory=directory,
@@ -232,6 +254,7 @@ def resume(
                 interrupts=interrupts,
                 observer=observer,
                 clock=clock,
+                database=database,
             )
             with directory.disk_watched():
                 session.go_on(replace(config, fingerprints=description.fingerprints))
@@ -434,6 +457,35 @@ def _require_time(given: str | float | None, budget_s: float | None, spent_s: fl
             f"budget {given!r}: {format_duration(spent_s)} of it are spent already, since a budget is that of all "
             "resumes together; give more"
         )
+
+
+def _database(storage: str | None) -> Database | None:
+    """The database of the study, if it is to be in one."""
+    if storage in (None, "", JOURNAL):
+        return None
+    from autocompress.storage import Database
+
+    return Database.of(str(storage))
+
+
+def _with_study(config: RunConfig, directory: RunDirectory, database: Database | None) -> RunConfig:
+    """The configuration with the study's place and name."""
+    if database is None:
+        return replace(config, storage="")
+    from autocompress.storage import own_name
+
+    return replace(config, storage=str(database), study=own_name(directory, database, config.study))
+
+
+def _write_study(config: RunConfig, directory: RunDirectory, database: Database | None) -> None:
+    """Write the study of a search that is complete."""
+    if database is not None:
+        from autocompress.storage import write_study
+
+        write_study(directory, database, config.study)
+    before = directory.config
+    if (config.storage, config.study) != (before.storage, before.study):
+        directory.write_config(replace(before, storage=config.storage, study=config.study))
 
 
 def _positive(name: str, value: int | None) -> int | None:

@@ -75,6 +75,8 @@ class RunConfig:
         created: UTC time in ISO 8601.
         epoch_s: Seconds of one epoch of recovery of the original, when the search began.
         score_on_device: Whether the front is scored by what the device computes, too.
+        storage: The database that the study is written to, too, without a password; empty for none.
+        study: Name of the study there.
         executor: Name of what trials run on.
         cluster: Which, if that has one.
     """
@@ -100,6 +102,8 @@ class RunConfig:
     created: str = ""
     epoch_s: float | None = None
     score_on_device: bool = False
+    storage: str = ""
+    study: str = ""
     executor: str = "processes"
     cluster: Cluster = ALONE
     version: int = FORMAT

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,13 +33,14 @@ from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Trial
 from autocompress.run import Run
 from autocompress.run_directory import RunConfig, RunDirectory
-from autocompress.snapshot import Observer, Snapshot
+from autocompress.snapshot import Observer, Phase, Snapshot
 from autocompress.space import SearchSpace
 from autocompress.strategies import STRATEGIES
 from autocompress.strategies._base import Problem
 from autocompress.task_source import TaskSource
 
 if TYPE_CHECKING:
+    from autocompress.storage import Database
     from autocompress.worker import Assignment, Description, Survey
 
 T = TypeVar("T")
@@ -84,6 +86,7 @@ class Session:
         interrupts: Interrupts,
         observer: Observer | None,
         clock: Clock,
+        database: Database | None = None,
     ) -> None:
         self._directory = directory
         self._pool = pool
@@ -91,6 +94,7 @@ class Session:
         self._interrupts = interrupts
         self._observer = observer
         self._clock = clock
+        self._database = database
         self._survey: Survey | None = None
         self._warm = False
         pool.tell = directory.log
@@ -157,12 +161,30 @@ class Session:
         )
         run = Run(self._directory.path)
         try:
-            loop.run()
+            with self._study_copied(config):
+                loop.run()
         except AutocompressError:
             run.report()
             raise
         run.report()
         return run
+
+    @contextmanager
+    def _study_copied(self, config: RunConfig) -> Iterator[None]:
+        """Let the database, if there is one, follow the study until the end."""
+        if self._database is None:
+            yield
+            return
+        from autocompress.storage import StudyCopy
+
+        self._tell(config, f"the study is {config.study} in {self._database}, where optuna-dashboard finds it")
+        copy = StudyCopy(self._directory, self._database, config.study)
+        try:
+            with copy:
+                yield
+        finally:
+            if copy.lacking:
+                self._tell(config, copy.lacking, phase="complete")
 
     def _calls(self, config: RunConfig) -> Calls:
         from autocompress import worker
@@ -203,9 +225,9 @@ class Session:
 
         return _wait_for(future, self._interrupts, beat)
 
-    def _tell(self, config: RunConfig, event: str) -> None:
+    def _tell(self, config: RunConfig, event: str, *, phase: Phase = "preparing") -> None:
         self._directory.log(event)
-        _announce(self._observer, event, self._clock.elapsed_s, config)
+        _announce(self._observer, event, self._clock.elapsed_s, config, phase=phase)
 
 
 def make_problem(config: RunConfig, survey: Survey, description: Description, directory: RunDirectory) -> Problem:
@@ -260,13 +282,20 @@ def _wait_for(future: Future[T], interrupts: Interrupts, beat: Callable[[], None
     return future.result()
 
 
-def _announce(observer: Observer | None, event: str, elapsed_s: float, config: RunConfig | None) -> None:
-    """Tell the observer of a step before the search proper."""
+def _announce(
+    observer: Observer | None,
+    event: str,
+    elapsed_s: float,
+    config: RunConfig | None,
+    *,
+    phase: Phase = "preparing",
+) -> None:
+    """Tell the observer of a step before the search proper, or after it."""
     if observer is None:
         return
     observer(
         Snapshot(
-            phase="preparing",
+            phase=phase,
             event=event,
             elapsed_s=elapsed_s,
             budget_s=config.budget_s if config else None,

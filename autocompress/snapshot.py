@@ -25,7 +25,7 @@ class Snapshot:
         complete, screened, failed: Finished trials by status, the baseline left out.
         running: Workers at work now.
         looked: Entries of the sensitivity table.
-        baseline: The baseline, once it is measured.
+        baseline: The baseline, once it is measured; None before the search proper and after it.
         front: The front now.
         metric: Name of the task's metric.
         is_percentage: True if the metric is a share in [0, 1].

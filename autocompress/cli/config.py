@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +16,15 @@ from autocompress.serialization import from_data, read_yaml
 _YAML = "autocompress.yaml"
 _TOML = "pyproject.toml"
 _YAML_ENDINGS = (".yaml", ".yml")
+_SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:|file:)(.+)")
+"""The URL of a file by a path that is not absolute: what is before it, and the path."""
 
 
 class Config(BaseModel):
     """What a project sets once for all its searches; every key has a flag that beats it.
 
-    Paths are relative to the folder of the file: `data`, `output`, and `task`, `space` and `hardware` where they name a
-    file.
+    Paths are relative to the folder of the file: `data`, `output`, and `task`, `space`, `hardware` and `storage` where
+    they name a file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -43,6 +46,7 @@ class Config(BaseModel):
     seed: int | None = None
     output: str | None = None
     score_on_device: bool | None = None
+    storage: str | None = None
 
     @property
     def machines(self) -> tuple[str, ...]:
@@ -102,6 +106,8 @@ def _resolve(config: Config, folder: Path) -> Config:
         several = [config.hardware] if isinstance(config.hardware, str) else config.hardware
         places = [_inside(folder, one) if one.endswith(_YAML_ENDINGS) else one for one in several]
         found["hardware"] = places[0] if isinstance(config.hardware, str) else places
+    if config.storage is not None and (relative := _SQLITE_FILE.fullmatch(config.storage)):
+        found["storage"] = relative[1] + _inside(folder, relative[2])
     return config.model_copy(update=found)
 
 

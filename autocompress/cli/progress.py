@@ -39,7 +39,8 @@ def watch() -> Iterator[Observer]:
 class _View:
     """Draws the latest snapshot in place once the search proper has begun.
 
-    Before that, events are lines of their own, between which a task may print what it likes while it loads or trains.
+    Before and after that, events are lines of their own, between which a task may print what it likes while it loads or
+    trains.
     """
 
     def __init__(self, console: Console) -> None:
@@ -48,11 +49,11 @@ class _View:
         self._event = ""
 
     def __call__(self, snapshot: Snapshot) -> None:
+        if snapshot.baseline is None:
+            _print_event(self._console, snapshot)
+            return
         self._event = snapshot.event or self._event
         if self._live is None:
-            if snapshot.phase == "preparing":
-                _print_event(self._console, snapshot)
-                return
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
         size = self._console.size

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from autocompress.point import Point
     from autocompress.run import Run
 
-_RESUMABLE = frozenset({"budget", "trials", "workers", "executor", "address", "gpus_per_trial", "score_on_device"})
+_RESUMABLE = frozenset(
+    {"budget", "trials", "workers", "executor", "address", "gpus_per_trial", "score_on_device", "storage"}
+)
 """What may change when a search goes on."""
 
 SMALL_LOSSES = (1, 2, 5)
@@ -98,6 +100,15 @@ def search(
             "differs from the host. Off by default; the time is part of the budget.",
         ),
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Write the study to a database, too, where optuna-dashboard finds it from elsewhere: "
+            "`sqlite:///study.db`, `postgresql://user@host/database`. A password in it is not kept for `--resume`; "
+            "better leave it to `PGPASSWORD` or `~/.pgpass`. By default (`journal`) the study is in the run directory.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run directory; by default a new folder under `runs/`.")
     ] = None,
@@ -132,6 +143,7 @@ def search(
         "seed": seed,
         "strategy": strategy,
         "score_on_device": score_on_device,
+        "storage": storage,
         "output": output,
     }
     given = {name: value for name, value in flags.items() if value not in (None, ())}

@@ -19,7 +19,9 @@ from autocompress.planner import planner, policy_plans
 from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
+from autocompress.run_directory import RunDirectory
 from autocompress.space import MethodSpace, RecoverySpace, SearchSpace
+from autocompress.storage import Database, write_study
 from autocompress.strategies import STRATEGIES, SearchStrategy
 from autocompress.strategies._base import Problem
 
@@ -193,6 +195,25 @@ def test_a_trial_that_was_cancelled_is_counted_on_no_more(kind: type[SearchStrat
     states = Counter(trial.state for trial in study.get_trials(deepcopy=False))
     assert states[TrialState.RUNNING] == 0
     assert states[TrialState.FAIL] >= 2
+
+
+def shown(database: Database, run: Path) -> list[tuple[object, ...]]:
+    """The trials of a run as a database shows them, once its study is written there."""
+    write_study(RunDirectory(run), database, "mine")
+    trials = optuna.load_study(study_name="mine", storage=str(database)).trials
+    proposed = [trial for trial in trials if "trial" in trial.user_attrs]  # without what was known already
+    return sorted((trial.user_attrs["trial"], trial.state, trial.values, trial.params) for trial in proposed)
+
+
+def test_a_database_shows_the_same_after_a_kill_and_a_resume(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    whole = go(begun(kind, problem(tmp_path / "a")), 14)
+    killed = begun(kind, problem(tmp_path / "b"))
+    go(killed, 8)
+    assert next_trial(killed) is not None, "a trial is at work when the process dies"
+    first, second = (Database.of(f"sqlite:///{tmp_path}/{name}.db") for name in "ab")
+    assert shown(second, tmp_path / "b")[-1][1] == TrialState.RUNNING
+    go(begun(kind, problem(tmp_path / "b"), tuple(whole[:8])), 6)
+    assert shown(second, tmp_path / "b") == shown(first, tmp_path / "a")
 
 
 def count_of_int8(record: Record) -> int:

@@ -232,6 +232,14 @@ CASES = {
         "search task.py --output run/a", ("output run/a: can't be written",), {"run": "mine"}
     ),
     "an output where nothing can be": Case("search task.py --output /proc/nope/run", ("can't be written",)),
+    "a storage that is no URL": Case(
+        "search task.py --storage study.db", ("storage 'study.db': expected a URL such as sqlite:///study.db",)
+    ),
+    "a storage in no folder": Case("search task.py --storage sqlite:///no/study.db", ("no is missing or can't",)),
+    "a storage that is not there": Case(
+        "search task.py --storage postgresql+psycopg2://me:word@127.0.0.1:1/studies",
+        ("storage postgresql+psycopg2://me@127.0.0.1:1/studies: can't be used: ", "start the database"),
+    ),
     "no data folder": Case("search task.py --data nowhere", ("data 'nowhere': no such folder",)),
     "a resume of nothing": Case("search --resume run", ("run run: no such folder",)),
     "a resume of another folder": Case("search --resume run", ("no run.json in it",), {"run/mine.txt": "mine"}),

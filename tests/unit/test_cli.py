@@ -554,6 +554,20 @@ def test_a_file_may_name_several_machines_and_other_commands_take_the_first(proj
     assert config.machines == (config.machine, "local")
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("sqlite:///study.db", "sqlite:///{}/study.db"),
+        ("sqlite:////srv/study.db", "sqlite:////srv/study.db"),
+        ("postgresql://me@host/studies", "postgresql://me@host/studies"),
+        ("journal", "journal"),
+    ],
+)
+def test_a_database_in_a_file_is_beside_the_configuration(project: Path, given: str, found: str) -> None:
+    (project / "autocompress.yaml").write_text(f"storage: {given}\n")
+    assert find_config(project / "below").storage == found.format(project)
+
+
 def test_a_project_without_configuration_has_an_empty_one(project: Path) -> None:
     assert find_config(project).values() == {}
 

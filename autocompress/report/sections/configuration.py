@@ -30,6 +30,7 @@ class Configuration(Section):
             "trials": f"at most {config.trials}" if config.trials else "no limit",
             "workers": str(config.workers),
             "seed": str(config.seed),
+            "study": f"{config.study} in {config.storage}" if config.storage else "study.journal",
             "started": config.created or "unknown",
             "machine": config.machine or "unknown",
             "versions": ", ".join(f"{name} {version}" for name, version in sorted(config.versions.items())),
