@@ -31,7 +31,17 @@ from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
 from autocompress.run import Run
 from autocompress.run_directory import RunDirectory
-from autocompress.session import Request, Session, describe, make_config, require_same
+from autocompress.session import (
+    Means,
+    Request,
+    Session,
+    clock_of,
+    describe,
+    make_config,
+    mend,
+    require_same,
+    search_in,
+)
 from autocompress.snapshot import Observer
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies import STRATEGIES
@@ -108,49 +118,27 @@ def search(
         DeviceUnavailable: If the device is missing or busy for longer than the profile waits; `resume` goes on.
     """
     started = time.monotonic()
-    profiles = _profiles(hardware)
-    request = Request(
+    request = make_request(
         budget_s=_budget_s(budget, trials),
-        trials=_positive("trials", trials),
-        space=load_space(space) if isinstance(space, str) else space,
-        profiles=profiles,
+        trials=trials,
+        space=space,
+        hardware=hardware,
         strategy=strategy,
-        objectives=tuple(objectives),
-        constraints=tuple(constraints),
+        objectives=objectives,
+        constraints=constraints,
         max_drop=max_drop,
-        workers=_workers(workers, executor, profiles),
         seed=seed,
         score_on_device=score_on_device,
     )
-    if not 0 <= seed < 2**31:
-        raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
-    STRATEGIES[strategy]
-    for text in constraints:
-        Constraint.parse(text)
+    request = replace(request, workers=_workers(workers, executor, request.profiles))
     if output is not None:
         RunDirectory.require_free(Path(output))
     with sent(task) as source, Interrupts() as interrupts, _pool(executor, request.workers) as pool:
-        description = describe(pool, source, request.space, interrupts, observer)
+        means = Means(pool, source, interrupts, observer)
+        description = describe(means, request.space)
         config = make_config(request, description, source)
         path = Path(output) if output is not None else _default_output(description.task)
-        directory = RunDirectory.create(path)
-        with directory.locked():
-            session = Session(
-                directory=directory,
-                pool=pool,
-                source=source,
-                interrupts=interrupts,
-                observer=observer,
-                clock=Clock(0.0, started),
-            )
-            with directory.disk_watched():
-                try:
-                    session.begin(config)
-                except BaseException:
-                    pool.kill()
-                    directory.discard()
-                    raise
-                return session.finish(description)
+        return search_in(RunDirectory.create(path), config, description, means, Clock(0.0, started))
 
 
 def resume(
@@ -193,29 +181,18 @@ def resume(
         score_on_device=config.score_on_device if score_on_device is None else score_on_device,
     )
     with directory.locked():
-        torn = directory.repair()
-        if torn:
-            directory.log(f"records.jsonl ended in a line cut short ({torn} bytes); set aside in records.jsonl.torn")
-        beat = directory.heartbeat
-        ended_s = [record.ended_s for record in directory.records()]
-        spent_s = max((*ended_s, *(entry.ended_s for entry in directory.sensitivities())), default=0.0)
-        clock = Clock(max(beat.elapsed_s, spent_s) if beat else spent_s, started)
+        mend(directory)
+        beat, clock = directory.heartbeat, clock_of(directory, started)
         _require_time(budget, config.budget_s, clock.elapsed_s)
         task = config.task_reference if task is None else task
         with sent(task) as source, Interrupts() as interrupts, _pool(executor, config.workers) as pool:
-            description = describe(pool, source, config.space, interrupts, observer)
+            means = Means(pool, source, interrupts, observer)
+            description = describe(means, config.space)
             require_same(config, description, path, accept_changes=accept_changes)
             as_it_was = (budget, trials, score_on_device) == (None, None, None)
             if as_it_was and beat is not None and beat.status == "complete":
                 return Run(directory.path)
-            session = Session(
-                directory=directory,
-                pool=pool,
-                source=source,
-                interrupts=interrupts,
-                observer=observer,
-                clock=clock,
-            )
+            session = Session(directory, means, clock)
             with directory.disk_watched():
                 session.go_on(replace(config, fingerprints=description.fingerprints))
                 return session.finish(description)
@@ -387,6 +364,45 @@ def _with_threads(hardware: str | HardwareProfile, threads: int | None) -> Hardw
 
 
 # -- what was asked for -----------------------------------------------------------------------------------------------
+
+
+def make_request(
+    *,
+    budget_s: float | None,
+    trials: int | None,
+    space: str | SearchSpace,
+    hardware: Hardware | Sequence[Hardware],
+    strategy: str,
+    objectives: Sequence[str],
+    constraints: Sequence[str],
+    max_drop: float | None,
+    seed: int,
+    score_on_device: bool,
+) -> Request:
+    """A search of one worker as asked for, checked as far as that goes without the task; see `search`.
+
+    Raises:
+        InvalidInput: If anything given can't be used.
+    """
+    request = Request(
+        budget_s=budget_s,
+        trials=_positive("trials", trials),
+        space=load_space(space) if isinstance(space, str) else space,
+        profiles=_profiles(hardware),
+        strategy=strategy,
+        objectives=tuple(objectives),
+        constraints=tuple(constraints),
+        max_drop=max_drop,
+        workers=1,
+        seed=seed,
+        score_on_device=score_on_device,
+    )
+    if not 0 <= seed < 2**31:
+        raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
+    STRATEGIES[strategy]
+    for text in constraints:
+        Constraint.parse(text)
+    return request
 
 
 def _budget_s(budget: str | float | None, trials: int | None) -> float | None:
