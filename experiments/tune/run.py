@@ -225,7 +225,7 @@ def descendants(root: int) -> dict[int, str]:
 
 def trial_processes(driver: int) -> list[int]:
     """Processes of a driver that carry out a trial now."""
-    return [pid for pid, words in descendants(driver).items() if words.startswith("ray::trainable")]
+    return [pid for pid, words in descendants(driver).items() if words.startswith("ray::ImplicitFunc.train")]
 
 
 def left_after(processes: Mapping[int, str], limit_s: float) -> int:
