@@ -119,7 +119,7 @@ def search(
     """
     started = time.monotonic()
     request = make_request(
-        budget_s=_budget_s(budget, trials),
+        budget=_budget_s(budget, trials),
         trials=trials,
         space=space,
         hardware=hardware,
@@ -368,7 +368,7 @@ def _with_threads(hardware: str | HardwareProfile, threads: int | None) -> Hardw
 
 def make_request(
     *,
-    budget_s: float | None,
+    budget: str | float | None,
     trials: int | None,
     space: str | SearchSpace,
     hardware: Hardware | Sequence[Hardware],
@@ -385,7 +385,7 @@ def make_request(
         InvalidInput: If anything given can't be used.
     """
     request = Request(
-        budget_s=budget_s,
+        budget_s=None if budget is None else _seconds(budget),
         trials=_positive("trials", trials),
         space=load_space(space) if isinstance(space, str) else space,
         profiles=_profiles(hardware),
@@ -408,6 +408,10 @@ def make_request(
 def _budget_s(budget: str | float | None, trials: int | None) -> float | None:
     if budget is None:
         return None if trials is not None else parse_duration(DEFAULT_BUDGET)
+    return _seconds(budget)
+
+
+def _seconds(budget: str | float) -> float:
     seconds = parse_duration(budget) if isinstance(budget, str) else float(budget)
     if seconds <= 0:
         raise InvalidInput(f"budget {budget!r}: expected a time above zero, such as 90s, 15m, 4h or 2d")

@@ -72,9 +72,14 @@ class Order:
 class _Stop(Interrupts):
     """Asks to drain where Tune has ended early, and to cancel where the program has: no trial will end then."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held = False
+        """True while draining has to wait: a search that goes on can confirm its front once it is prepared."""
+
     @property
     def drain(self) -> bool:
-        return super().drain or self.cancel
+        return (super().drain and not self.is_held) or self.cancel
 
     @property
     def cancel(self) -> bool:
@@ -128,13 +133,18 @@ class Driver:
         """What Tune knows by now."""
         return self._handover.known()
 
-    def close(self) -> None:
+    def close(self, *, confirms: bool = True) -> None:
         """Wait until the search has ended, which gives out no trial any more.
+
+        Args:
+            confirms: Whether its front is confirmed.
 
         Raises:
             AutocompressError: What ended the search, if something went wrong.
         """
-        if not self._has_all():
+        if not confirms:
+            self._stop.count = 2
+        elif not self._has_all():
             self._drain()
         self._handover.close()
         self._thread.join()
@@ -164,7 +174,7 @@ class Driver:
                 finally:
                     pool.shutdown(cancel_futures=True)
         except KeyboardInterrupt:
-            self.error = SearchFailed("the search was ended before it had its baseline; begin it again")
+            self.error = SearchFailed("the search was ended before its first trial; fit the Tuner again")
         except BaseException as error:
             self.error = error
 
@@ -183,12 +193,13 @@ class Driver:
         directory = RunDirectory.open(path)
         with directory.locked(), directory.disk_watched():
             mend(directory)
-            clock = clock_of(directory, started)
+            clock, self._stop.is_held = clock_of(directory, started), True
             config = replace(directory.config, workers=self._order.request.workers)
             description = describe(means, config.space)
             require_same(config, description, path, accept_changes=False)
             session = Session(directory, self._with_tune(means), clock)
             session.go_on(config)
+            self._stop.is_held = False
             session.finish(description, self._begun)
 
     def _with_tune(self, means: Means) -> Means:
@@ -212,5 +223,7 @@ def cluster_workers(request: Request) -> int:
     """Trials at once where Tune gives no number: one a processor, one where inference takes several threads."""
     if any(profile.threads > 1 for profile in request.profiles):
         return 1
+    if not ray.is_initialized():
+        ray.init()
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return max(1, int(resources.get("CPU", 1)))

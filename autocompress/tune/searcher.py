@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from autocompress.api import Hardware, make_request
-from autocompress.duration import parse_duration
-from autocompress.errors import InvalidInput
+from autocompress.errors import AutocompressError, InvalidInput
 from autocompress.run import Run
 from autocompress.serialization import from_json, to_json
 from autocompress.space import SearchSpace
@@ -71,7 +71,7 @@ class AutocompressSearcher(Searcher):
     ) -> None:
         super().__init__()
         request = make_request(
-            budget_s=parse_duration(budget) if isinstance(budget, str) else budget,
+            budget=budget,
             trials=trials,
             space=space,
             hardware=hardware,
@@ -85,7 +85,6 @@ class AutocompressSearcher(Searcher):
         source = referred(task) if isinstance(task, str) else task
         self._order = Order(source, request, Path(output).resolve())
         self._workers: int | None = None
-        self._known: Known | None = None
 
     @property
     def run(self) -> Run:
@@ -105,8 +104,13 @@ class AutocompressSearcher(Searcher):
             SearchFailed: If every trial fails in the same way.
             DeviceUnavailable: If there is nothing to measure on.
         """
-        driver = _DRIVERS.get(self._order.directory) or self._start(self._known or Known())
-        driver.close()
+        driver = self._driver
+        if driver is None and self._order.directory.exists() and self.run.status == "complete":
+            return self.run
+        try:
+            (driver or self._start(Known())).close()
+        finally:
+            _DRIVERS.pop(self._order.directory, None)
         return self.run
 
     # -- what Tune calls -------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ class AutocompressSearcher(Searcher):
         Raises:
             AutocompressError: What ended the search, if something went wrong.
         """
-        driver = _DRIVERS.get(self._order.directory) or self._start(self._known)
+        driver = self._driver or self._start(None)
         if driver.is_over:
             driver.close()
             return str(Searcher.FINISHED)
@@ -143,12 +147,12 @@ class AutocompressSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take in what a trial reports."""
-        if RECORD in result:
-            _DRIVERS[self._order.directory].end(trial_id, result)
+        if self._driver is not None and RECORD in result:
+            self._driver.end(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take in how a trial ended: with its record, with its process, or stopped by Tune."""
-        driver = _DRIVERS.get(self._order.directory)
+        driver = self._driver
         if driver is None:
             return
         if result is not None and RECORD in result:
@@ -160,20 +164,20 @@ class AutocompressSearcher(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         """Write down which trials Tune knows; all else is in the run directory."""
-        driver = _DRIVERS.get(self._order.directory)
-        known = driver.known() if driver is not None else self._known
-        Path(checkpoint_path).write_text(
-            to_json(known or Known()), encoding="utf-8"
-        )  # Tune renames it when it is whole
+        known = self._driver.known() if self._driver is not None else Known()
+        Path(checkpoint_path).write_text(to_json(known), encoding="utf-8")  # which Tune renames once it is whole
 
     def restore(self, checkpoint_path: str) -> None:
         """Go on from the run directory with what Tune knew at its checkpoint."""
-        self._known = from_json(Known, Path(checkpoint_path).read_text(encoding="utf-8"))
-        driver = _DRIVERS.get(self._order.directory)
-        if driver is not None and driver.is_over:
-            del _DRIVERS[self._order.directory]
-        if self._order.directory not in _DRIVERS:
-            self._start(self._known)
+        known = from_json(Known, Path(checkpoint_path).read_text(encoding="utf-8"))
+        if self._driver is not None:  # of a Tuner that broke in this process; this one knows less, perhaps
+            with suppress(AutocompressError):
+                self._driver.close(confirms=False)
+        self._start(known)
+
+    @property
+    def _driver(self) -> Driver | None:
+        return _DRIVERS.get(self._order.directory)
 
     def _start(self, known: Known | None) -> Driver:
         """Begin or go on with the search."""

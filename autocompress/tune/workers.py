@@ -28,17 +28,19 @@ class RayWorkers(TrialExecutor):
     def __init__(self, workers: int, threads: int) -> None:
         super().__init__(workers, threads)
         self._actors: list[Any] = [None] * workers
-        self._pending: list[int] = [0] * workers
+        self._pending: list[list[Future[Any]]] = [[] for _ in range(workers)]
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Call `fn` in the process with the least work."""
-        slot = min(range(self.workers), key=lambda index: self._pending[index])
+        for index, futures in enumerate(self._pending):
+            self._pending[index] = [future for future in futures if not future.done()]
+        slot = min(range(self.workers), key=lambda index: len(self._pending[index]))
         if self._actors[slot] is None:
             actor: Any = ray.remote(_Worker).options(num_cpus=0, scheduling_strategy="SPREAD")
             self._actors[slot] = actor.remote(self.threads)
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
-        self._pending[slot] += 1
+        self._pending[slot].append(future)
         reference = self._actors[slot].call.remote(fn, args, kwargs)
         reference.future().add_done_callback(lambda done: self._pass_on(done, future, slot))
         return future
@@ -56,7 +58,6 @@ class RayWorkers(TrialExecutor):
 
     def _pass_on(self, done: Future[tuple[Any, Exception | None]], future: Future[Any], slot: int) -> None:
         """Give what came of a call to whoever waits for it."""
-        self._pending[slot] -= 1
         failed = done.exception()
         if isinstance(failed, RayActorError):
             self._actors[slot] = None

@@ -113,7 +113,8 @@ def drive(folder: Path, strategy: str, trials: int, seed: int) -> None:
         )
     results = tuner.fit()
     run = search.finish()
-    ended = sum(result.metrics is not None and "status" in result.metrics for result in results)
+    metrics = [results[index].metrics or {} for index in range(len(results))]
+    ended = sum("status" in one for one in metrics)
     write_atomically(folder / "tune.json", json.dumps({"trials": len(results), "ended": ended, "status": run.status}))
 
 
