@@ -46,15 +46,20 @@ class RayWorkers(TrialExecutor):
         return future
 
     def kill(self) -> None:
-        """Kill every process; the next call starts new ones."""
-        for slot, actor in enumerate(self._actors):
-            if actor is not None:
-                self._actors[slot] = None
-                ray.kill(actor)
+        """Kill every process that works; the next call starts new ones."""
+        for slot, futures in enumerate(self._pending):
+            if not all(future.done() for future in futures):
+                self._end(slot)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the processes."""
-        self.kill()
+        for slot in range(self.workers):
+            self._end(slot)
+
+    def _end(self, slot: int) -> None:
+        actor, self._actors[slot] = self._actors[slot], None
+        if actor is not None:
+            ray.kill(actor)
 
     def _pass_on(self, done: Future[tuple[Any, Exception | None]], future: Future[Any], slot: int) -> None:
         """Give what came of a call to whoever waits for it."""
