@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ import ray
 from ray import tune
 
 import autocompress
-from autocompress.errors import TaskFailed
+from autocompress.duration import parse_duration
+from autocompress.errors import InvalidInput, TaskFailed
 from autocompress.record import Record
 from autocompress.run_directory import RunDirectory
 from autocompress.tune import AutocompressSearcher, trainable
+from autocompress.tune.workers import RayWorkers
 
 TRIALS = 3
 WORDS: dict[str, Any] = {"strategy": "random", "hardware": "fake", "trials": TRIALS, "seed": 3}
@@ -89,6 +94,20 @@ def test_a_broken_and_restored_search_under_tune_has_the_records_of_one_without_
     assert {point.name for point in run.points} == {point.name for point in autocompress.Run("plain").points}
     told = {result.metrics["number"]: result.metrics["accuracy"] for result in results if result.metrics}
     assert told == {one.number: one.values["accuracy"] for one in plain if one.number}
+
+
+def test_processes_of_ray_tell_errors_as_they_are_and_are_replaced_when_they_die(cluster: None) -> None:
+    workers = RayWorkers(1, threads=1)
+    with pytest.raises(InvalidInput, match=r"^duration 'soon'"):
+        workers.submit(parse_duration, "soon").result(timeout=120)
+    first = workers.submit(os.getpid).result(timeout=120)
+    assert isinstance(workers.submit(os._exit, 1).exception(timeout=120), BrokenExecutor)
+    second = workers.submit(os.getpid).result(timeout=120)
+    assert second != first
+    hanging = workers.submit(time.sleep, 600)
+    workers.kill()
+    assert isinstance(hanging.exception(timeout=120), BrokenExecutor)
+    workers.shutdown()
 
 
 def test_an_error_of_the_user_ends_tune_with_its_message(cluster: None, folder: Path) -> None:
