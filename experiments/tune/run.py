@@ -54,9 +54,10 @@ class Outcome:
         same_scores: Those of these with the same metric, bit by bit.
         same_sizes: Those of these with a file of the same number of bytes.
         intervals_meet: Those of these whose intervals of the latency ratio have a value in common.
-        confirmed: Models of the front that were measured again and scored on test data, in either search.
+        confirmed: Models that were measured again and scored on test data, in either search.
         seconds: Wall time of the search under Tune, that of both processes, and of the one without.
         commit, machine, versions: Where the figures come from.
+        fronts: Numbers of the trials on the front of either search.
     """
 
     strategy: str
@@ -80,6 +81,7 @@ class Outcome:
     commit: str
     machine: str
     versions: Mapping[str, str] = field(default_factory=dict)
+    fronts: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 def drive(folder: Path, strategy: str, trials: int, seed: int) -> None:
@@ -172,7 +174,13 @@ def compare(folder: Path, strategy: str, trials: int, seed: int) -> Outcome:
         commit=state,
         machine=machine(config.profile),
         versions=versions(),
+        fronts=(front_of(tuned), front_of(plain)),
     )
+
+
+def front_of(directory: RunDirectory) -> tuple[int, ...]:
+    """Numbers of the trials on a front, in order."""
+    return tuple(sorted(point.number for point in directory.points()[1]))
 
 
 def count_records(folder: Path) -> int:
@@ -241,10 +249,9 @@ def left_after(processes: Mapping[int, str], limit_s: float) -> int:
 
 def show(outcomes: Sequence[Outcome]) -> None:
     """Print the table of the README."""
-    print(
-        "| strategy | records | again | plans | status | complete | scores | sizes | latencies | Tune's table | s | s |"
-    )
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
+    head = ("strategy", "records", "again", "plans", "status", "complete", "scores", "sizes", "latencies", "front")
+    print(f"| {' | '.join(head)} | in Tune's table | seconds | without Tune |")
+    print("|---|" + "--:|" * 12)
     for one in outcomes:
         each_once = one.numbers == tuple(range(one.trials + 1))
         cells: tuple[object, ...] = (
@@ -257,6 +264,7 @@ def show(outcomes: Sequence[Outcome]) -> None:
             one.same_scores - 1,
             one.same_sizes - 1,
             one.intervals_meet - 1,
+            f"{len(set(one.fronts[0]) & set(one.fronts[1]))} of {len(set(one.fronts[0]) | set(one.fronts[1]))}",
             f"{one.tune_ended} of {one.tune_trials}",
             *(f"{seconds:.0f}" for seconds in one.seconds),
         )
