@@ -140,10 +140,14 @@ class AutocompressSearcher(Searcher):
             AutocompressError: What ended the search, if something went wrong.
         """
         driver = self._driver or self._start(None)
-        if driver.is_over:
+        if not driver.is_over:
+            return driver.next(trial_id)
+        try:
             driver.close()
-            return str(Searcher.FINISHED)
-        return driver.next(trial_id)
+        except BaseException:
+            del _DRIVERS[self._order.directory]
+            raise
+        return str(Searcher.FINISHED)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Take in what a trial reports."""
