@@ -38,6 +38,8 @@ class AutocompressSearcher(Searcher):
         search.finish().front
 
     After a crash `tune.Tuner.restore(path, trainable=trainable).fit()` goes on, and the same `search.finish()` ends it.
+    It has to resume unfinished trials, as it does by default: the search waits for them. A trial whose process died
+    more often than `max_failures` allows has failed, and stays so.
 
     Args:
         task: A task, or where it is; as in `autocompress.search`, and so is all that is not named here.
