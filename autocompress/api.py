@@ -32,7 +32,17 @@ from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
 from autocompress.run import Run
 from autocompress.run_directory import RunConfig, RunDirectory
-from autocompress.session import Request, Session, describe, make_config, require_same
+from autocompress.session import (
+    Means,
+    Request,
+    Session,
+    clock_of,
+    describe,
+    make_config,
+    mend,
+    require_same,
+    search_in,
+)
 from autocompress.snapshot import Observer
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies import STRATEGIES
@@ -122,56 +132,34 @@ def search(
         DeviceUnavailable: If the device is missing or busy for longer than the profile waits; `resume` goes on.
     """
     started = time.monotonic()
-    profiles, cluster = _profiles(hardware), Cluster(address, gpus_per_trial)
-    request = Request(
-        budget_s=_budget_s(budget, trials),
-        trials=_positive("trials", trials),
-        space=load_space(space) if isinstance(space, str) else space,
-        profiles=profiles,
+    cluster = Cluster(address, gpus_per_trial)
+    request = make_request(
+        budget=_budget_s(budget, trials),
+        trials=trials,
+        space=space,
+        hardware=hardware,
         strategy=strategy,
-        objectives=tuple(objectives),
-        constraints=tuple(constraints),
+        objectives=objectives,
+        constraints=constraints,
         max_drop=max_drop,
-        workers=_workers(workers, executor, profiles, cluster),
         seed=seed,
         score_on_device=score_on_device,
-        executor=executor,
-        cluster=cluster,
     )
-    if not 0 <= seed < 2**31:
-        raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
-    STRATEGIES[strategy]
-    for text in constraints:
-        Constraint.parse(text)
+    workers = _workers(workers, executor, request.profiles, cluster)
+    request = replace(request, workers=workers, executor=executor, cluster=cluster)
     if output is not None:
         RunDirectory.require_free(Path(output))
     database = _database(storage)
     if database is not None:
         database.require_usable()
     with sent(task) as source, Interrupts() as interrupts, _pool(executor, request.workers, cluster, source) as pool:
-        description = describe(pool, source, request.space, interrupts, observer)
+        means = Means(pool, source, interrupts, observer, database)
+        description = describe(means, request.space)
         config = make_config(request, description, source)
         path = Path(output) if output is not None else _default_output(description.task)
         directory = RunDirectory.create(path)
         config = _with_study(config, directory, database)
-        with directory.locked():
-            session = Session(
-                directory=directory,
-                pool=pool,
-                source=source,
-                interrupts=interrupts,
-                observer=observer,
-                clock=Clock(0.0, started),
-                database=database,
-            )
-            with directory.disk_watched():
-                try:
-                    session.begin(config)
-                except BaseException:
-                    pool.kill()
-                    directory.discard()
-                    raise
-                return session.finish(description)
+        return search_in(directory, config, description, means, Clock(0.0, started))
 
 
 def resume(
@@ -227,13 +215,8 @@ def resume(
         if database is not None:
             database.require_usable(resumed=True)
         config = _with_study(config, directory, database)
-        torn = directory.repair()
-        if torn:
-            directory.log(f"records.jsonl ended in a line cut short ({torn} bytes); set aside in records.jsonl.torn")
-        beat = directory.heartbeat
-        ended_s = [record.ended_s for record in directory.records()]
-        spent_s = max((*ended_s, *(entry.ended_s for entry in directory.sensitivities())), default=0.0)
-        clock = Clock(max(beat.elapsed_s, spent_s) if beat else spent_s, started)
+        mend(directory)
+        beat, clock = directory.heartbeat, clock_of(directory, started)
         _require_time(budget, config.budget_s, clock.elapsed_s)
         task = config.task_reference if task is None else task
         with (
@@ -241,21 +224,14 @@ def resume(
             Interrupts() as interrupts,
             _pool(executor, config.workers, cluster, source) as pool,
         ):
-            description = describe(pool, source, config.space, interrupts, observer)
+            means = Means(pool, source, interrupts, observer, database)
+            description = describe(means, config.space)
             require_same(config, description, path, accept_changes=accept_changes)
             as_it_was = (budget, trials, score_on_device) == (None, None, None)
             if as_it_was and beat is not None and beat.status == "complete":
                 _write_study(config, directory, database)
                 return Run(directory.path)
-            session = Session(
-                directory=directory,
-                pool=pool,
-                source=source,
-                interrupts=interrupts,
-                observer=observer,
-                clock=clock,
-                database=database,
-            )
+            session = Session(directory, means, clock)
             with directory.disk_watched():
                 session.go_on(replace(config, fingerprints=description.fingerprints))
                 return session.finish(description)
@@ -429,9 +405,54 @@ def _with_threads(hardware: str | HardwareProfile, threads: int | None) -> Hardw
 # -- what was asked for -----------------------------------------------------------------------------------------------
 
 
+def make_request(
+    *,
+    budget: str | float | None,
+    trials: int | None,
+    space: str | SearchSpace,
+    hardware: Hardware | Sequence[Hardware],
+    strategy: str,
+    objectives: Sequence[str],
+    constraints: Sequence[str],
+    max_drop: float | None,
+    seed: int,
+    score_on_device: bool,
+) -> Request:
+    """A search of one process as asked for, checked as far as that goes without the task; see `search`.
+
+    Raises:
+        InvalidInput: If anything given can't be used.
+    """
+    request = Request(
+        budget_s=None if budget is None else _seconds(budget),
+        trials=_positive("trials", trials),
+        space=load_space(space) if isinstance(space, str) else space,
+        profiles=_profiles(hardware),
+        strategy=strategy,
+        objectives=tuple(objectives),
+        constraints=tuple(constraints),
+        max_drop=max_drop,
+        workers=1,
+        seed=seed,
+        score_on_device=score_on_device,
+        executor="processes",
+        cluster=ALONE,
+    )
+    if not 0 <= seed < 2**31:
+        raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
+    STRATEGIES[strategy]
+    for text in constraints:
+        Constraint.parse(text)
+    return request
+
+
 def _budget_s(budget: str | float | None, trials: int | None) -> float | None:
     if budget is None:
         return None if trials is not None else parse_duration(DEFAULT_BUDGET)
+    return _seconds(budget)
+
+
+def _seconds(budget: str | float) -> float:
     seconds = parse_duration(budget) if isinstance(budget, str) else float(budget)
     if seconds <= 0:
         raise InvalidInput(f"budget {budget!r}: expected a time above zero, such as 90s, 15m, 4h or 2d")

@@ -151,7 +151,8 @@ class RunDirectory:
     `run.json` the configuration · `records.jsonl` one line for each finished trial, change that was looked at,
     confirmation and score on the device, appended and synced · `heartbeat.json` time spent and status · `artifacts/`
     model files by the digest of their plan · `front/` the current front · `near_misses/` what comes nearest where
-    nothing obeys the constraints · `study.journal` Optuna's own view · `report.html` · `log.txt`.
+    nothing obeys the constraints · `study.journal` Optuna's own view · `report.html` · `log.txt`; where Ray Tune
+    carried the trials out, `handed/` what it was given, and `task.pickle` a task that was an object.
     """
 
     def __init__(self, path: Path) -> None:

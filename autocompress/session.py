@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from autocompress import __version__
@@ -30,9 +31,11 @@ from autocompress.objective import (
 from autocompress.plan import ORIGINAL, Plan
 from autocompress.planner import choices_left_out, planner, policies_left_out, policy_plans, resolve_epochs
 from autocompress.profile import HardwareProfile
-from autocompress.record import Proposal, Trial
+from autocompress.record import Proposal, Record, Trial
 from autocompress.run import Run
 from autocompress.run_directory import RunConfig, RunDirectory
+from autocompress.screen import Screen
+from autocompress.site import HERE, Site
 from autocompress.snapshot import Observer, Phase, Snapshot
 from autocompress.space import SearchSpace
 from autocompress.strategies import STRATEGIES
@@ -74,31 +77,42 @@ class Request:
     cluster: Cluster
 
 
+@dataclass(frozen=True)
+class Means:
+    """What a search works with.
+
+    Args:
+        pool: The workers.
+        source: The task.
+        interrupts: Requests to stop.
+        observer: Told what happens.
+        database: Follows the study, if there is one.
+        run: Carries out a trial; None if the workers do that, too.
+    """
+
+    pool: TrialExecutor
+    source: TaskSource
+    interrupts: Interrupts
+    observer: Observer | None = None
+    database: Database | None = None
+    run: Callable[[Trial, Screen], Future[Record]] | None = None
+
+
 class Session:
     """One process's share of a search: begins or goes on, then runs the loop to its end."""
 
-    def __init__(
-        self,
-        *,
-        directory: RunDirectory,
-        pool: TrialExecutor,
-        source: TaskSource,
-        interrupts: Interrupts,
-        observer: Observer | None,
-        clock: Clock,
-        database: Database | None = None,
-    ) -> None:
+    def __init__(self, directory: RunDirectory, means: Means, clock: Clock) -> None:
         self._directory = directory
-        self._pool = pool
-        self._source = source
-        self._interrupts = interrupts
-        self._observer = observer
+        self._means = means
+        self._pool = means.pool
+        self._interrupts = means.interrupts
+        self._observer = means.observer
         self._clock = clock
-        self._database = database
+        self._database = means.database
         self._survey: Survey | None = None
         self._warm = False
-        pool.tell = directory.log
-        pool.begin(directory.path.resolve())
+        means.pool.tell = directory.log
+        means.pool.begin(directory.path.resolve())
 
     def begin(self, config: RunConfig) -> None:
         """Measure the baseline and what there is to search; settle the epochs; write `run.json`."""
@@ -128,8 +142,13 @@ class Session:
         self._survey = self._call(config, worker.survey, config.space, config.epoch_s)
         self._directory.write_config(replace(config, epoch_s=self._survey.epoch_s))
 
-    def finish(self, description: Description) -> Run:
-        """Run the loop and write the report."""
+    def finish(self, description: Description, begun: Mapping[Future[Record], Trial] = MappingProxyType({})) -> Run:
+        """Run the loop and write the report.
+
+        Args:
+            description: The task.
+            begun: Trials that an earlier process began and that go on elsewhere.
+        """
         config = self._directory.config
         assert self._survey is not None, "begin or go_on comes first"
         self._tell(config, f"recovery trains on {self._survey.trained_on}")
@@ -158,6 +177,7 @@ class Session:
             times=TrialTimes(self._survey.epoch_s),
             interrupts=self._interrupts,
             observer=self._observer,
+            begun=begun,
         )
         run = Run(self._directory.path)
         try:
@@ -191,7 +211,7 @@ class Session:
 
         assignment, pool = self._assignment(config), self._pool
         return Calls(
-            run=lambda trial, screen: pool.submit(worker.run, assignment, trial, screen),
+            run=self._means.run or (lambda trial, screen: pool.submit(worker.run, assignment, trial, screen)),
             look=lambda probe: pool.submit(worker.look, assignment, probe),
             test_score=lambda record: pool.submit(worker.test_score, assignment, record),
             device_score=lambda record, limit_s: pool.submit(worker.device_score, assignment, record, limit_s),
@@ -202,10 +222,7 @@ class Session:
         )
 
     def _assignment(self, config: RunConfig) -> Assignment:
-        from autocompress.worker import Assignment
-
-        path = str(self._directory.path.resolve())
-        return Assignment(self._source, config.fingerprints["model"], config.profiles, path, self._pool.site)
+        return assignment(config, self._means.source, self._directory, self._pool.site)
 
     def _call(self, config: RunConfig, function: Callable[..., T], *args: object) -> T:
         """Call a worker and wait; the other workers load torch and the task meanwhile, once."""
@@ -228,6 +245,47 @@ class Session:
     def _tell(self, config: RunConfig, event: str, *, phase: Phase = "preparing") -> None:
         self._directory.log(event)
         _announce(self._observer, event, self._clock.elapsed_s, config, phase=phase)
+
+
+def assignment(config: RunConfig, source: TaskSource, directory: RunDirectory, site: Site = HERE) -> Assignment:
+    """What the workers of a search have to know of it."""
+    from autocompress.worker import Assignment
+
+    path = str(directory.path.resolve())
+    return Assignment(source, config.fingerprints["model"], config.profiles, path, site)
+
+
+def search_in(directory: RunDirectory, config: RunConfig, description: Description, means: Means, clock: Clock) -> Run:
+    """Search from the beginning in a new run directory; it is discarded if not even the baseline can be measured."""
+    with directory.locked(), directory.disk_watched():
+        session = Session(directory, means, clock)
+        try:
+            session.begin(config)
+        except BaseException:
+            means.pool.kill()
+            directory.discard()
+            raise
+        return session.finish(description)
+
+
+def mend(directory: RunDirectory) -> None:
+    """Make it safe to append to records that a crash cut short; what was set aside is logged."""
+    torn = directory.repair()
+    if torn:
+        directory.log(f"records.jsonl ended in a line cut short ({torn} bytes); set aside in records.jsonl.torn")
+
+
+def clock_of(directory: RunDirectory, started: float) -> Clock:
+    """The clock of a search that goes on.
+
+    Args:
+        directory: Of the search.
+        started: `time.monotonic()` when this process began.
+    """
+    beat = directory.heartbeat
+    ended_s = [record.ended_s for record in directory.records()]
+    spent_s = max((*ended_s, *(entry.ended_s for entry in directory.sensitivities())), default=0.0)
+    return Clock(max(beat.elapsed_s, spent_s) if beat else spent_s, started)
 
 
 def make_problem(config: RunConfig, survey: Survey, description: Description, directory: RunDirectory) -> Problem:
@@ -258,13 +316,12 @@ def make_problem(config: RunConfig, survey: Survey, description: Description, di
     )
 
 
-def describe(
-    pool: TrialExecutor, source: TaskSource, space: SearchSpace, interrupts: Interrupts, observer: Observer | None
-) -> Description:
+def describe(means: Means, space: SearchSpace) -> Description:
+    """What the task is; see `worker.describe` for the errors."""
     from autocompress import worker
 
-    _announce(observer, "loading the task", 0.0, None)
-    return _wait_for(pool.submit(worker.describe, source, space, pool.site), interrupts)
+    _announce(means.observer, "loading the task", 0.0, None)
+    return _wait_for(means.pool.submit(worker.describe, means.source, space, means.pool.site), means.interrupts)
 
 
 def _wait_for(future: Future[T], interrupts: Interrupts, beat: Callable[[], None] | None = None) -> T:

@@ -46,7 +46,7 @@ def sent(task: Task | str) -> Iterator[TaskSource]:
     travels to each worker once, not with every call.
     """
     if isinstance(task, str):
-        yield TaskSource(reference=_absolute(task), folder=os.getcwd())
+        yield referred(task)
         return
     import cloudpickle
 
@@ -60,6 +60,11 @@ def sent(task: Task | str) -> Iterator[TaskSource]:
                 "(dict(np.load(...))), put the task into a file of its own and give its path, or use executor='inline'"
             ) from error
         yield TaskSource(file=str(path))
+
+
+def referred(reference: str) -> TaskSource:
+    """The source of a task that is given by reference, as seen from the working directory."""
+    return TaskSource(reference=_absolute(reference), folder=os.getcwd())
 
 
 def _absolute(reference: str) -> str:

@@ -65,4 +65,17 @@ def _keep_silent(event: str) -> None:
     """Tell nobody."""
 
 
+def settle(threads: int) -> None:
+    """Make a process ready for trials.
+
+    Args:
+        threads: Threads that torch may take.
+    """
+    import onnxruntime
+    import torch
+
+    onnxruntime.set_default_logger_severity(3)  # what it warns of while it optimizes is nothing the user can mend
+    torch.set_num_threads(threads)
+
+
 EXECUTORS: Registry[type[TrialExecutor]] = Registry("executor", "autocompress.executors")

@@ -18,7 +18,7 @@ import loky.backend.resource_tracker
 from loky import ProcessPoolExecutor
 
 from autocompress.cluster import ALONE, Cluster
-from autocompress.executors._base import EXECUTORS, TrialExecutor
+from autocompress.executors._base import EXECUTORS, TrialExecutor, settle
 
 T = TypeVar("T")
 
@@ -118,11 +118,9 @@ def _interrupts_held() -> Iterator[None]:
 def _start_worker(driver: int, threads: int, slot: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
-    import onnxruntime
     import torch
 
-    onnxruntime.set_default_logger_severity(3)  # what it warns of while it optimizes is nothing the user can mend
-    torch.set_num_threads(threads)
+    settle(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())
     if sys.platform == "linux":  # a DataLoader of the task may start processes; loky's own way needs loky's classes

@@ -16,7 +16,7 @@ class Calls:
     """What the loop can ask of the workers.
 
     Args:
-        run: Carry out a trial.
+        run: Carry out a trial; one that is cancelled comes to nothing, and has no record.
         look: Look at a single change.
         test_score: Score a finished model on the test split.
         device_score: Score a finished model by what the device computes, in so many seconds at most.

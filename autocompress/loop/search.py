@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NoReturn
 
-from autocompress.errors import DeviceUnavailable, SearchFailed, one_line
+from autocompress.errors import DeviceUnavailable, MeasurementError, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
 from autocompress.loop.calls import Calls
@@ -52,6 +53,7 @@ class SearchLoop:
         times: Predicts trials.
         interrupts: Requests to stop.
         observer: Told what happens.
+        begun: Trials that an earlier process began and that go on elsewhere, of which the strategy knows nothing yet.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class SearchLoop:
         times: TrialTimes,
         interrupts: Interrupts,
         observer: Observer | None,
+        begun: Mapping[Future[Record], Trial] = MappingProxyType({}),
     ) -> None:
         self._findings = Findings(directory)
         self._config: RunConfig = self._findings.config
@@ -73,9 +76,10 @@ class SearchLoop:
         self._interrupts = interrupts
         self._budget = Budget(clock, self._config.budget_s)
         self._telling = Telling(self._findings, clock, observer, busy=lambda: self._busy)
-        waiting = Waiting(calls, self._budget, self._telling, interrupts)
-        course = Course(self._findings, calls, waiting, self._budget, self._telling)
+        self._patience = Waiting(calls, self._budget, self._telling, interrupts)
+        course = Course(self._findings, calls, self._patience, self._budget, self._telling)
         self._confirming, self._device_scoring = Confirming(course), DeviceScoring(course)
+        self._begun = dict(begun)
         self._running: dict[Future[Record], Trial] = {}
         self._looking: dict[Future[Sensitivity], tuple[Probe, float]] = {}
         """What is looked at, and since when."""
@@ -110,6 +114,7 @@ class SearchLoop:
         self._device_scoring.score_baseline()
         if self._findings.confirmations:  # of an earlier process, which had no time for all scores
             self._device_scoring.score_front()
+        self._land()
         reason, known = self._search(), 0
         while not self._interrupts.cancel:
             self._confirm()
@@ -134,6 +139,22 @@ class SearchLoop:
             self._end_without_device(error)
 
     # -- searching -----------------------------------------------------------------------------------------------
+
+    def _land(self) -> None:
+        """Take in what an earlier process began, before anything is proposed: strategies go by the records alone."""
+        while self._begun:
+            try:
+                done = self._patience.for_some(self._begun)
+            except MeasurementError:  # it is too late, or somebody cancels
+                self._begun.clear()
+                return
+            for future in done:
+                trial = self._begun.pop(future)
+                lost = _device_lost(future)
+                if lost is not None:
+                    self._end_without_device(lost)
+                if not future.cancelled():
+                    self._take_in([self._finished(future, trial)])
 
     def _search(self) -> str:
         """Start and collect trials; returns why it ended."""
@@ -235,6 +256,9 @@ class SearchLoop:
             if _device_lost(future) is None:
                 self._note(future, *self._looking.pop(future))
         ended = [future for future in done & self._running.keys() if _device_lost(future) is None]
+        for future in [future for future in ended if future.cancelled()]:
+            ended.remove(future)
+            self._strategy.drop(self._running.pop(future).number)
         self._take_in([self._finished(future, self._running.pop(future)) for future in ended])
         if lost:
             self._end_without_device(lost[0])
@@ -297,7 +321,7 @@ class SearchLoop:
         """Digests of the plans whose trained weights running, waiting or later trials may start from."""
         needed = set(self._strategy.parents())
         waiting = [self._waiting] if isinstance(self._waiting, Trial) else []
-        for trial in (*self._running.values(), *waiting):
+        for trial in (*self._begun.values(), *self._running.values(), *waiting):
             plan: Plan | None = trial.plan
             while plan is not None:
                 needed.add(plan.digest)

@@ -37,12 +37,23 @@ class Nodes:
 
     def kill_worker(self, draw: random.Random) -> str:
         """Kill one of the processes that have a call to work on; returns what it was at, empty if there is none."""
-        working = [(process, work) for process, words in _processes() if (work := _work_of(words))]
+        working = [
+            (process, work) for process, words in _processes() if (work := _work_of(words)) and self._has(process)
+        ]
         if not working:
             return ""
         process, work = draw.choice(working)
         os.kill(process, signal.SIGKILL)
         return work
+
+    def _has(self, process: int) -> bool:
+        """Whether a process was started by a node of this cluster."""
+        with suppress(OSError):
+            status = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+            parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
+            words = Path(f"/proc/{parent}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+            return any(f"--node-name={name}" in words for name in self.names)
+        return False
 
     def shut_down(self) -> None:
         """End all of the cluster."""

@@ -103,7 +103,7 @@ class Bench:
         values = {**METRIC, "accuracy": 0.9 * share, "latency_ms": share, "latency_ratio": share}
         return self.complete(trial, values)
 
-    def run(self, strategy: SearchStrategy, **times: float) -> RunStatus:
+    def run(self, strategy: SearchStrategy, begun: Mapping[Future[Record], Trial] = {}, **times: float) -> RunStatus:
         clock = Clock(times.get("spent_s", 0.0), time.monotonic())
         loop = SearchLoop(
             directory=self.directory,
@@ -113,6 +113,7 @@ class Bench:
             times=TrialTimes(times.get("epoch_s", 0.001)),
             interrupts=self.interrupts,
             observer=self.snapshots.append,
+            begun=begun,
         )
         return loop.run()
 
@@ -258,6 +259,49 @@ def test_a_strategy_may_have_nothing_to_propose_until_what_is_at_work_has_ended(
     bench._run = later  # type: ignore[method-assign]
     assert bench.run(strategy) == "complete"
     assert [record.number for record in strategy.told] == [1, 2, 3, 4]
+
+
+def test_what_an_earlier_process_began_lands_before_anything_is_proposed(tmp_path: Path) -> None:
+    bench, asked = Bench(tmp_path / "run", trials=4), list[int]()
+
+    class Counting(Listed):
+        def ask(self) -> Trial | None:
+            asked.append(len(self.told))
+            self.number = max(record.number for record in self.told)
+            return Trial(self.number + 1, self.plans[self.number], proposal=Proposal("listed"))
+
+    listed = plans(4)
+    begun: dict[Future[Record], Trial] = {Future(): Trial(number, listed[number - 1]) for number in (1, 2, 3)}
+    for delay, (future, trial) in zip((0.2, 0.1), list(begun.items())[:2], strict=True):
+        Timer(delay, future.set_result, (bench.improving(trial),)).start()
+    list(begun)[2].cancel()
+    list(begun)[2].set_running_or_notify_cancel()
+    bench.run(Counting(listed), begun=begun)
+    assert sorted(record.number for record in bench.directory.records()) == [0, 1, 2, 3, 4]
+    assert asked == [2, 3], "a trial that was cancelled has no record, and its number is free"
+
+
+def test_a_trial_that_is_cancelled_comes_to_nothing(tmp_path: Path) -> None:
+    bench, dropped = Bench(tmp_path / "run"), list[int]()
+
+    class Dropping(Listed):
+        def drop(self, number: int) -> None:
+            dropped.append(number)
+
+    at_once = bench._run
+
+    def run(trial: Trial, screen: Screen) -> Future[Record]:
+        future: Future[Record] = Future()
+        if trial.number != 2:
+            return at_once(trial, screen)
+        future.cancel()
+        future.set_running_or_notify_cancel()
+        return future
+
+    bench._run = run  # type: ignore[method-assign]
+    assert bench.run(Dropping(plans(3))) == "complete"
+    assert [record.number for record in bench.directory.records()] == [0, 1, 3]
+    assert dropped == [2]
 
 
 def test_no_look_is_begun_that_cannot_end_in_the_budget(tmp_path: Path) -> None:

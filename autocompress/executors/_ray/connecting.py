@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InvalidInput, one_line
 
 NAMESPACE = "autocompress"
+PATIENCE_S = 5.0
+"""Seconds that a cluster may take to answer at all."""
+
 CARRIED = "AUTOCOMPRESS_DATA"
 """Environment variable that workers of a cluster get, too: where data are."""
 
@@ -50,6 +55,13 @@ def connect(address: str | None) -> bool:
     ray = the_ray()
     if ray.is_initialized():
         return False
+    if address is None and _is_left_over():
+        address = "local"
+    elif address is not None and not _answers(address):
+        raise InvalidInput(
+            f"Ray cluster {address}: nothing answers there; expected host:port of a head that runs (ray start --head), "
+            "ray://host:10001 of its client server, or no address"
+        )
     variables = {CARRIED: os.environ[CARRIED]} if CARRIED in os.environ else {}
     try:
         ray.init(
@@ -67,6 +79,26 @@ def connect(address: str | None) -> bool:
     # what Ray prints of workers that die would run through the progress, long as it is; the log of the run tells it
     ray._private.worker._worker_logs_enabled = False
     return True
+
+
+def _answers(address: str) -> bool:
+    """Whether anything listens at an address, which Ray takes minutes to find out; True for what is no address."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _is_left_over() -> bool:
+    """Whether Ray would look for a cluster of this machine that was killed: it has left its address."""
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    if "RAY_ADDRESS" in os.environ or not noted.is_file():
+        return False
+    return not _answers(noted.read_text(encoding="utf-8").strip())
 
 
 def is_client() -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from autocompress.executors._base import settle
 from autocompress.point import summarize
 from autocompress.probe import Probe
 from autocompress.record import Record, Trial
@@ -36,7 +37,7 @@ class RemoteTraceback(Exception):
 
 def work(function: Callable[..., Any], args: tuple[Any, ...], threads: int) -> Outcome:
     """Call a function in a worker that keeps torch warm."""
-    _prepare(threads)
+    settle(threads)
     try:
         return Outcome(function(*args))
     except Exception as error:
@@ -60,15 +61,6 @@ def title(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
         if isinstance(given, Probe):
             return f"{name} {summarize(given.plan)}"
     return name
-
-
-def _prepare(threads: int) -> None:
-    import onnxruntime
-    import torch
-
-    onnxruntime.set_default_logger_severity(3)  # what it warns of while it optimizes is nothing the user can mend
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
 
 
 def _sendable(error: Exception) -> Exception:
