@@ -20,7 +20,7 @@ from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Choice, Float, Knob, neutral, neutral_answers
 from autocompress.strategies._base import Problem, SearchStrategy
-from autocompress.strategies._study import STATES, new_study
+from autocompress.strategies._study import STATES, StudyView, new_study
 
 ATTEMPTS = 20
 """Proposals of the sampler in a row that may repeat known plans before chance is asked."""
@@ -33,8 +33,8 @@ class OptunaStrategy(SearchStrategy):
     """Any Optuna sampler; a subclass says which.
 
     The records are the truth and the study is made from them: the sampler of each trial is seeded by the search's
-    seed and the trial's number, so that a search that was cut short goes on as if it had not been. The journal file
-    shows the same study to optuna-dashboard; it is written anew by each process.
+    seed and the trial's number, so that a search that was cut short goes on as if it had not been. The sampler's study
+    is in memory; what optuna-dashboard shows beside it has no proposals that repeat known plans.
     """
 
     skips_pruned: ClassVar[bool] = False
@@ -48,7 +48,8 @@ class OptunaStrategy(SearchStrategy):
         self._running: dict[int, optuna.trial.Trial] = {}
         self._baseline: Mapping[str, float] = {}
         self._worst: Mapping[str, float] = {}
-        self._study = new_study(problem.journal, problem.objectives)
+        self._study = new_study(problem.objectives)
+        self._view = StudyView(problem.journal, problem.objectives)
 
     @abstractmethod
     def make_sampler(self, seed: int) -> BaseSampler:
@@ -77,17 +78,20 @@ class OptunaStrategy(SearchStrategy):
         told = self._as_told(record)
         running = self._running.pop(record.number, None)
         if running is None:
-            self._study.add_trial(self._past(told, record.status))
-            return
-        running.set_user_attr("status", record.status)
-        if told.status == "complete":
-            for key, value in self._violations(told).items():
-                running.set_constraint(key, value)
-        self._study.tell(running, self._values(told), STATES[told.status])
+            params, distributions = self._past(record)
+            self._study.add_trial(self._frozen(told, params, distributions))
+        else:
+            params, distributions = running.params, running.distributions
+            if told.status == "complete":
+                for key, value in self._violations(told).items():
+                    running.set_constraint(key, value)
+            self._study.tell(running, self._values(told), STATES[told.status])
+        self._view.show(record.number, self._frozen(record, params, distributions))
 
     def drop(self, number: int) -> None:
         """Tell the study that a trial came to nothing."""
         self._study.tell(self._running.pop(number), state=TrialState.FAIL)
+        self._view.drop(number)
 
     def _as_told(self, record: Record) -> Record:
         """The record, or of a screened one what the sampler can use: what was measured, with the worst score so far.
@@ -116,10 +120,16 @@ class OptunaStrategy(SearchStrategy):
         self._seen.add(plan.digest)
         self._next = number + 1
         self._running[number] = asked
-        asked.set_user_attr("trial", number)
-        asked.set_user_attr("source", source)
-        proposal = Proposal(source, dict(asked.params), self._sampler_attributes(asked.number))
-        return Trial(number, plan, seed=self._problem.seed, proposal=proposal)
+        attributes = self._sampler_attributes(asked.number)
+        shown = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=asked.params,
+            distributions=asked.distributions,
+            user_attrs={"trial": number, "source": source},
+            system_attrs=dict(attributes),
+        )
+        self._view.show(number, shown)
+        return Trial(number, plan, seed=self._problem.seed, proposal=Proposal(source, dict(asked.params), attributes))
 
     def _sampler_attributes(self, number: int) -> dict[str, Scalar]:
         """What the sampler keeps with a trial (the generation, for genetic ones); Optuna's own marks are left out."""
@@ -135,20 +145,26 @@ class OptunaStrategy(SearchStrategy):
         baseline = self._baseline or record.values
         return {_key(c): c.violation(record.values, baseline) for c in self._problem.constraints}
 
-    def _past(self, record: Record, status: str) -> optuna.trial.FrozenTrial:
-        """The study's trial of a record from an earlier process, or of the baseline, with the status it really had.
+    def _past(self, record: Record) -> tuple[dict[str, Scalar], dict[str, BaseDistribution]]:
+        """The answers of a record from an earlier process, or of the baseline, and the knobs behind them.
 
         The baseline has the neutral answer to every knob. With none it would leave nothing to samplers that look at
         what all trials share (NSGA-II, GP), and they would fall back to chance.
         """
         params = dict(record.trial.proposal.params) if record.number else neutral_answers(self._problem.plan)
         distributions = self._distributions(params)
+        return params if distributions else {}, distributions
+
+    def _frozen(
+        self, record: Record, params: Mapping[str, Scalar], distributions: Mapping[str, BaseDistribution]
+    ) -> optuna.trial.FrozenTrial:
+        """A trial that has ended, as studies hold it."""
         return optuna.trial.create_trial(
             state=STATES[record.status],
             values=self._values(record),
-            params=params if distributions else {},
-            distributions=distributions,
-            user_attrs={"trial": record.number, "source": record.trial.proposal.source, "status": status},
+            params=dict(params),
+            distributions=dict(distributions),
+            user_attrs={"trial": record.number, "source": record.trial.proposal.source},
             system_attrs=dict(record.trial.proposal.attributes),
             constraints=self._violations(record) if record.status == "complete" else None,
         )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study, StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.objective import Objective
+
+STUDY = "autocompress"
+"""What the study of a search is called in its file."""
 
 STATES = {"complete": TrialState.COMPLETE, "screened": TrialState.PRUNED, "failed": TrialState.FAIL}
 """What Optuna calls the states of a record."""
@@ -38,18 +41,66 @@ class _Journal(JournalFileBackend):
             file.write(lines.encode())
 
 
-def new_study(journal: Path, objectives: Sequence[Objective]) -> Study:
-    """An empty study in a file, written anew by each process; nothing is read back from it."""
+class StudyView:
+    """The search as optuna-dashboard shows it: an Optuna study in a file, one trial for each of the search's.
+
+    It is written anew by each process, and nothing is read back from it.
+
+    Args:
+        journal: The file.
+        objectives: Of the search.
+    """
+
+    def __init__(self, journal: Path, objectives: Sequence[Objective]) -> None:
+        lock = journal.with_name(f"{journal.name}.lock")  # of older releases, and of other writers that were killed
+        for left_over in (journal, lock):
+            left_over.unlink(missing_ok=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._storage = JournalStorage(_Journal(journal))
+            new_study(objectives, self._storage)
+        self._study = self._storage.get_study_id_from_name(STUDY)
+        self._shown: dict[int, tuple[int, FrozenTrial]] = {}
+        """By the search's numbers: the id in the storage, and what is written there."""
+
+    def show(self, number: int, trial: FrozenTrial) -> None:
+        """Show a trial as it is now.
+
+        Args:
+            number: Of the search; the baseline has 0.
+            trial: With the parameters that it had when it was shown first, and not shown as ended before.
+        """
+        if number not in self._shown:
+            self._shown[number] = self._storage.create_new_trial(self._study, trial), trial
+            return
+        identity, before = self._shown[number]
+        for key, value in _changes(before.user_attrs, trial.user_attrs).items():
+            self._storage.set_trial_user_attr(identity, key, value)
+        for key, value in _changes(before.system_attrs, trial.system_attrs).items():
+            self._storage.set_trial_system_attr(identity, key, value)
+        if trial.state != before.state:  # last, as a trial that has ended can't be changed
+            self._storage.set_trial_state_values(identity, trial.state, trial.values)
+        self._shown[number] = identity, trial
+
+    def drop(self, number: int) -> None:
+        """Show that a trial came to nothing."""
+        identity, _ = self._shown[number]
+        self._storage.set_trial_state_values(identity, TrialState.FAIL, None)
+
+
+def new_study(objectives: Sequence[Objective], storage: BaseStorage | None = None) -> Study:
+    """An empty study, by default in memory alone."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    lock = journal.with_name(f"{journal.name}.lock")  # of older releases, and of other writers that were killed
-    for left_over in (journal, lock):
-        left_over.unlink(missing_ok=True)
+    study = optuna.create_study(
+        study_name=STUDY,
+        storage=storage,
+        directions=[StudyDirection[objective.direction.upper()] for objective in objectives],
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        study = optuna.create_study(
-            study_name="autocompress",
-            storage=JournalStorage(_Journal(journal)),
-            directions=[StudyDirection[objective.direction.upper()] for objective in objectives],
-        )
         study.set_metric_names([objective.name for objective in objectives])
     return study
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in now.items() if key not in before or before[key] != value}

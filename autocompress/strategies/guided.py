@@ -24,7 +24,7 @@ from autocompress.strategies._guided.plans import Kind, kinds_of, plan_of
 from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace
 from autocompress.strategies._guided.results import Result, Results
 from autocompress.strategies._guided.solver import climb, everything, mutations, sweep
-from autocompress.strategies._guided.study import StudyView
+from autocompress.strategies._guided.study import PolicyView
 from autocompress.strategies._guided.table import Table
 from autocompress.strategies._guided.training import Training, best_by_volume
 from autocompress.strategies._guided.worth import AtWork, Gained, believed_losses, gained, worth
@@ -127,7 +127,7 @@ class Guided(SearchStrategy):
         self._models: Models | None = None
         self._policy_space: PolicySpace | None = None
         self._block: _Block | None = None
-        self._study = StudyView(problem.journal, problem.objectives, self._policy_view.distributions())
+        self._study = PolicyView(problem.journal, problem.objectives, self._policy_view.distributions())
 
     # -- the strategy's face -------------------------------------------------------------------------------------
 

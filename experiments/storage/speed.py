@@ -119,7 +119,7 @@ def databases() -> Iterator[Mapping[str, Database]]:
 def straight(database: Database, name: str) -> Any:
     """In the place of `new_study`: a study in the database itself."""
 
-    def new_study(journal: Path, objectives: Sequence[Objective]) -> optuna.Study:
+    def new_study(objectives: Sequence[Objective], storage: object = None) -> optuna.Study:
         url = database.url.render_as_string(hide_password=False)
         directions = [objective.direction for objective in objectives]
         return optuna.create_study(study_name=name, storage=url, directions=directions)

@@ -31,7 +31,15 @@ def database(tmp_path: Path) -> Database:
 
 def begun(path: Path) -> tuple[RunDirectory, optuna.Study]:
     """A run directory with an empty study."""
-    return RunDirectory.create(path), new_study(path / "study.journal", make_objectives((), "accuracy", "maximize"))
+    return RunDirectory.create(path), written(path)
+
+
+def written(path: Path) -> optuna.Study:
+    """An empty study in the file that a run directory holds its own in."""
+    journal = path / "study.journal"
+    journal.unlink(missing_ok=True)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+    return new_study(make_objectives((), "accuracy", "maximize"), storage)
 
 
 def add(study: optuna.Study, number: int) -> None:
@@ -272,7 +280,7 @@ def test_who_watches_meanwhile_sees_the_study_that_was_written_anew(database: Da
     watching = get_storage(str(database))
     before = watching.get_study_id_from_name("mine")
     assert len(watching.get_all_trials(before)) == 3
-    study = new_study(directory.path / "study.journal", make_objectives((), "accuracy", "maximize"))
+    study = written(directory.path)
     add(study, 7)
     write_study(directory, database, "mine")
     after = watching.get_study_id_from_name("mine")

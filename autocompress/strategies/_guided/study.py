@@ -1,4 +1,4 @@
-"""The search as optuna-dashboard shows it: every proposal with its source, in the coordinates of policies."""
+"""The guided search as optuna-dashboard shows it: every proposal with its source, in the coordinates of policies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from optuna.trial import TrialState
 
 from autocompress.objective import Objective
 from autocompress.record import Record
-from autocompress.strategies._study import STATES, new_study
+from autocompress.strategies._study import STATES, StudyView
 
 
-class StudyView:
-    """An Optuna study that follows the search; written anew by each process, nothing is read back from it.
+class PolicyView:
+    """A study of the search in the coordinates of policies.
 
     Args:
         journal: Its file.
@@ -27,13 +27,15 @@ class StudyView:
         self, journal: Path, objectives: Sequence[Objective], distributions: Mapping[str, BaseDistribution]
     ) -> None:
         self._objectives, self._distributions = objectives, dict(distributions)
-        self._numbers: dict[int, int] = {}
-        self._study = new_study(journal, objectives)
+        self._policies: dict[int, Mapping[str, float | str]] = {}
+        """Those of the trials that were begun here."""
+
+        self._view = StudyView(journal, objectives)
 
     def begin(self, number: int, source: str, policy: Mapping[str, float | str]) -> None:
         """A trial was proposed."""
-        self._numbers[number] = len(self._numbers)
-        self._study.add_trial(self._frozen(number, source, policy, TrialState.RUNNING, None))
+        self._policies[number] = policy
+        self._view.show(number, self._frozen(number, source, policy, TrialState.RUNNING, None))
 
     def end(self, record: Record, policy: Mapping[str, float | str] | None, *, whole: bool) -> None:
         """A trial ended, begun here or in an earlier process.
@@ -48,16 +50,13 @@ class StudyView:
         values = None
         if state == TrialState.COMPLETE:
             values = [record.values[objective.name] for objective in self._objectives]
-        if record.number in self._numbers:
-            number = self._numbers[record.number]
-            self._study.tell(number, values, state)
-            return
-        self._numbers[record.number] = len(self._numbers)
-        self._study.add_trial(self._frozen(record.number, record.trial.proposal.source, policy or {}, state, values))
+        shown = self._policies.pop(record.number, policy or {})
+        source = record.trial.proposal.source
+        self._view.show(record.number, self._frozen(record.number, source, shown, state, values))
 
     def drop(self, number: int) -> None:
         """A trial that was begun here was cancelled."""
-        self._study.tell(self._numbers[number], state=TrialState.FAIL)
+        self._view.drop(number)
 
     def _frozen(
         self,
