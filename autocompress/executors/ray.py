@@ -13,7 +13,15 @@ from typing import Any, ClassVar, TypeVar
 
 from autocompress.cluster import ALONE, Cluster
 from autocompress.executors._base import EXECUTORS, TrialExecutor
-from autocompress.executors._ray.connecting import connect, disconnect, is_client, require_gpus, search_node, the_ray
+from autocompress.executors._ray.connecting import (
+    connect,
+    disconnect,
+    fitting,
+    is_client,
+    require_gpus,
+    search_node,
+    the_ray,
+)
 from autocompress.executors._ray.losses import ATTEMPTS, loss
 from autocompress.executors._ray.mirror import Mirror
 from autocompress.executors._ray.shelf import start_shelf
@@ -23,7 +31,7 @@ from autocompress.executors._ray.tasks import Outcome, opened, title, work
 T = TypeVar("T")
 
 MEMORY_BYTES = 1_500_000_000
-"""What torch, ONNX Runtime and a small task take in each worker; a node takes no more trials than fit."""
+"""What torch, ONNX Runtime and a small task take in each worker; a node takes no more trials than fit into it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class RayExecutor(TrialExecutor):
 
     Args:
         workers: Trials at the same time.
-        threads: Threads, and CPUs of Ray, that one trial takes.
+        threads: Threads, and CPUs of Ray, that one trial takes; fewer where no node has as many.
         cluster: Where to run.
 
     Raises:
@@ -57,15 +65,17 @@ class RayExecutor(TrialExecutor):
     has_cluster: ClassVar[bool] = True
 
     def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE) -> None:
+        owns_connection = connect(cluster.address)
+        threads, memory_bytes = fitting(threads, MEMORY_BYTES)
         super().__init__(workers, threads, cluster)
-        self._owns_connection = connect(cluster.address)
+        self._owns_connection = owns_connection
         require_gpus(cluster.gpus_per_trial)
         self._run_id = uuid.uuid4().hex[:12]
         self._shelf = start_shelf(self._run_id)
         self._site = RaySite(
             self._run_id, threads=threads, gpus_per_trial=cluster.gpus_per_trial, search_node=search_node()
         )
-        self._task = the_ray().remote(num_cpus=threads, memory=MEMORY_BYTES, max_retries=0)(work)
+        self._task = the_ray().remote(num_cpus=threads, memory=memory_bytes, max_retries=0)(work)
         self._lock = threading.Lock()
         self._running: dict[Any, _Call] = {}
         self._marker: Path | None = None

@@ -126,6 +126,18 @@ def disconnect() -> None:
     the_ray().shutdown()
 
 
+def fitting(threads: int, memory_bytes: float) -> tuple[int, float]:
+    """CPUs and bytes of memory that a task may ask for: no more than some node has, or it would wait for ever.
+
+    Where no node has a CPU yet, as on a cluster that grows when it is asked to, they are left as they are.
+    """
+    nodes = [node["Resources"] for node in the_ray().nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    if not nodes:
+        return threads, memory_bytes
+    cpus, memory = (max(node.get(name, 0) for node in nodes) for name in ("CPU", "memory"))
+    return min(threads, int(cpus)), min(memory_bytes, memory)
+
+
 def require_gpus(count: float) -> None:
     """Refuse to wait for GPUs that the cluster does not have.
 
