@@ -200,14 +200,16 @@ def resume(
     config = directory.config
     if task is None and not config.task_reference:
         raise InvalidInput(f"run {path}: its task was given as an object; give resume(..., task=...) the same again")
-    executor, cluster = executor or config.executor, _resumed_cluster(config, executor, address, gpus_per_trial)
+    cluster = _resumed_cluster(config, executor, address, gpus_per_trial)
+    keeps_workers = workers is None and executor in (None, config.executor)
+    executor = executor or config.executor
     config = replace(
         config,
         executor=executor,
         cluster=cluster,
         budget_s=_budget_s(budget, trials) if budget is not None else config.budget_s,
         trials=_positive("trials", trials) or config.trials,
-        workers=config.workers if workers is None else _workers(workers, executor, config.profiles, cluster),
+        workers=config.workers if keeps_workers else _workers(workers, executor, config.profiles, cluster),
         score_on_device=config.score_on_device if score_on_device is None else score_on_device,
     )
     database = _database(config.storage if storage is None else storage)

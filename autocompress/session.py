@@ -258,8 +258,8 @@ def assignment(config: RunConfig, source: TaskSource, directory: RunDirectory, s
 def search_in(directory: RunDirectory, config: RunConfig, description: Description, means: Means, clock: Clock) -> Run:
     """Search from the beginning in a new run directory; it is discarded if not even the baseline can be measured."""
     with directory.locked(), directory.disk_watched():
-        session = Session(directory, means, clock)
         try:
+            session = Session(directory, means, clock)
             session.begin(config)
         except BaseException:
             means.pool.kill()

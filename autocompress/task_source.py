@@ -82,6 +82,6 @@ def _load(source: TaskSource) -> Task:
 
         task: Task = cloudpickle.loads(Path(source.file).read_bytes())
         return task
-    if source.folder and os.getcwd() != source.folder:
+    if os.path.isdir(source.folder) and os.getcwd() != source.folder:  # a node may have none of that name
         os.chdir(source.folder)
     return load_task(source.reference)

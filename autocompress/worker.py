@@ -110,13 +110,21 @@ def describe(source: TaskSource, space: SearchSpace, site: Site = HERE) -> Descr
 def survey(assignment: Assignment, space: SearchSpace, epoch_s: float | None = None) -> Survey:
     """The layers of every architecture of a space, and the time of an epoch where it is not known yet."""
     from autocompress.pipeline import survey_architectures
-    from autocompress.recovery import compute_name, epoch_seconds
 
     bench = _bench(assignment)
     models, refused = survey_architectures(bench, space)
-    if epoch_s is None:
-        epoch_s = epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss)
-    return Survey(models, refused, epoch_s, bench.lessons.steps, compute_name())
+    epoch_s, trained_on = assignment.site.at_trainer(time_epoch, assignment, epoch_s)
+    return Survey(models, refused, epoch_s, bench.lessons.steps, trained_on)
+
+
+def time_epoch(assignment: Assignment, known_s: float | None) -> tuple[float, str]:
+    """Seconds of an epoch of recovery where models are trained, if they are not known, and what that is."""
+    from autocompress.recovery import compute_name, epoch_seconds
+
+    if known_s is not None:
+        return known_s, compute_name()
+    bench = _bench(assignment)
+    return epoch_seconds(bench.task.build_model(), bench.lessons, bench.task.loss), compute_name()
 
 
 def warm_up(assignment: Assignment) -> None:

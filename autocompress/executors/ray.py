@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,18 +17,19 @@ from autocompress.cluster import ALONE, Cluster
 from autocompress.executors._base import EXECUTORS, TrialExecutor
 from autocompress.executors._ray.connecting import (
     connect,
-    disconnect,
     fitting,
+    hold,
     is_client,
+    release,
     require_gpus,
     search_node,
     the_ray,
 )
-from autocompress.executors._ray.losses import ATTEMPTS, loss
+from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.mirror import Mirror
 from autocompress.executors._ray.shelf import start_shelf
-from autocompress.executors._ray.site import RaySite
-from autocompress.executors._ray.tasks import Outcome, opened, title, work
+from autocompress.executors._ray.site import DEVICE, RaySite
+from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, opened, title, work
 
 T = TypeVar("T")
 
@@ -36,11 +39,12 @@ MEMORY_BYTES = 1_500_000_000
 
 @dataclass(frozen=True)
 class _Call:
-    """One call, and how often it has been begun."""
+    """One call, after how many kills it was made, and how often it has been begun."""
 
     future: Future[Any]
     function: Callable[..., Any]
     args: tuple[Any, ...]
+    kills: int
     attempt: int = 1
 
 
@@ -65,19 +69,23 @@ class RayExecutor(TrialExecutor):
     has_cluster: ClassVar[bool] = True
 
     def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE) -> None:
-        owns_connection = connect(cluster.address)
+        connect(cluster.address)
+        require_gpus(cluster.gpus_per_trial)
         threads, memory_bytes = fitting(threads, MEMORY_BYTES)
         super().__init__(workers, threads, cluster)
-        self._owns_connection = owns_connection
-        require_gpus(cluster.gpus_per_trial)
         self._run_id = uuid.uuid4().hex[:12]
         self._shelf = start_shelf(self._run_id)
+        hold()
         self._site = RaySite(
             self._run_id, threads=threads, gpus_per_trial=cluster.gpus_per_trial, search_node=search_node()
         )
-        self._task = the_ray().remote(num_cpus=threads, memory=memory_bytes, max_retries=0)(work)
+        made = the_ray().remote(num_cpus=threads, memory=memory_bytes, max_retries=0, runtime_env=WITHOUT_GPUS)
+        self._task = made(work)
         self._lock = threading.Lock()
         self._running: dict[Any, _Call] = {}
+        self._kills = 0
+        """How often all work was ended: what began before is not begun again."""
+
         self._marker: Path | None = None
         self._mirror: Mirror | None = None
         # what comes back is looked at in a thread of our own: Ray's must not wait for Ray
@@ -101,7 +109,9 @@ class RayExecutor(TrialExecutor):
 
     def begin(self, run: Path) -> None:
         """Let other nodes have the files of a run; nodes that see its folder find a mark there, and use it."""
-        self._site = replace(self._site, run=str(run))
+        resources = the_ray().cluster_resources()
+        declared = frozenset(name for name in resources if name.startswith(DEVICE))
+        self._site = replace(self._site, run=str(run), declared=declared)
         self._marker = self._site.marker
         self._marker.touch()
         if is_client():
@@ -113,25 +123,40 @@ class RayExecutor(TrialExecutor):
         """Call `fn` on some node."""
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
-        self._start(_Call(future, partial(fn, **kwargs) if kwargs else fn, args))
+        self._start(_Call(future, partial(fn, **kwargs) if kwargs else fn, args, self._kills))
         return future
 
     def _start(self, call: _Call) -> None:
         named = self._task.options(name=title(call.function, call.args))
-        reference = named.remote(call.function, call.args, self.threads)
         with self._lock:
+            if call.kills != self._kills:
+                call.future.set_exception(BrokenExecutor("dropped"))
+                return
+            reference = named.remote(call.function, call.args, self.threads)
             self._running[reference] = call
-        reference.future().add_done_callback(lambda done: self._desk.submit(self._end, reference, done))
+        reference.future().add_done_callback(partial(self._hand_over, reference))
+
+    def _hand_over(self, reference: Any, done: Future[Outcome]) -> None:
+        with suppress(RuntimeError):  # this executor has been shut down
+            self._desk.submit(self._end, reference, done)
 
     def _end(self, reference: Any, done: Future[Outcome]) -> None:
         with self._lock:
             call = self._running.pop(reference, None)
         if call is None:  # dropped
             return
+        try:
+            self._pass_on(call, done)
+        except Exception as failed:  # as the log on a full disk, or a connection that is gone
+            call.future.set_exception(failed)
+
+    def _pass_on(self, call: _Call, done: Future[Outcome]) -> None:
+        """Begin a lost call again, or give what came of it to whoever waits."""
         error = done.exception()
         reason = loss(error) if error is not None else ""
         if reason and call.attempt < ATTEMPTS:
             self.tell(f"{title(call.function, call.args)}: {reason}; begun again")
+            time.sleep(PAUSE_S * call.attempt)
             self._start(replace(call, attempt=call.attempt + 1))
         elif reason:
             call.future.set_exception(BrokenExecutor(f"{reason}, {ATTEMPTS} times in a row"))
@@ -146,6 +171,7 @@ class RayExecutor(TrialExecutor):
         """Cancel every task; workers that run one end with it."""
         with self._lock:
             dropped, self._running = self._running, {}
+            self._kills += 1
         for reference, call in dropped.items():
             the_ray().cancel(reference, force=True)
             call.future.set_exception(BrokenExecutor("dropped"))
@@ -158,11 +184,12 @@ class RayExecutor(TrialExecutor):
             for call in list(self._running.values()):
                 call.future.exception()
         self._desk.shutdown(wait=wait)
-        if self._marker is not None:
-            self._marker.unlink(missing_ok=True)
-        the_ray().kill(self._shelf)
-        if self._owns_connection:
-            disconnect()
+        try:
+            if self._marker is not None:
+                self._marker.unlink(missing_ok=True)
+            the_ray().kill(self._shelf)
+        finally:
+            release()
 
 
 def _settle(future: Future[Any], outcome: Outcome) -> None:

@@ -148,7 +148,7 @@ class SearchLoop:
             except MeasurementError:  # it is too late, or somebody cancels
                 self._begun.clear()
                 return
-            for future in done:
+            for future in sorted(done, key=lambda one: _device_lost(one) is not None):  # what has ended first
                 trial = self._begun.pop(future)
                 lost = _device_lost(future)
                 if lost is not None:

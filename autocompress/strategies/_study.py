@@ -37,7 +37,7 @@ class _Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Add entries, all or none as far as readers see."""
         lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
-        with self._path.open("ab", buffering=0) as file:
+        with self._path.open("ab") as file:
             file.write(lines.encode())
 
 
@@ -60,32 +60,36 @@ class StudyView:
             self._storage = JournalStorage(_Journal(journal))
             new_study(objectives, self._storage)
         self._study = self._storage.get_study_id_from_name(STUDY)
-        self._shown: dict[int, tuple[int, FrozenTrial]] = {}
-        """By the search's numbers: the id in the storage, and what is written there."""
+        self._shown: dict[int, int] = {}
+        """By the search's numbers: the ids in the storage."""
+
+        self._running: dict[int, FrozenTrial] = {}
+        """What is written there of those that have not ended."""
 
     def show(self, number: int, trial: FrozenTrial) -> None:
         """Show a trial as it is now.
 
         Args:
             number: Of the search; the baseline has 0.
-            trial: With the parameters that it had when it was shown first, and not shown as ended before.
+            trial: With the parameters that it had when it was shown first. Once it is shown as ended, that is all.
         """
         if number not in self._shown:
-            self._shown[number] = self._storage.create_new_trial(self._study, trial), trial
+            self._shown[number] = self._storage.create_new_trial(self._study, trial)
+            if trial.state == TrialState.RUNNING:
+                self._running[number] = trial
             return
-        identity, before = self._shown[number]
+        identity, before = self._shown[number], self._running.pop(number)
         for key, value in _changes(before.user_attrs, trial.user_attrs).items():
             self._storage.set_trial_user_attr(identity, key, value)
         for key, value in _changes(before.system_attrs, trial.system_attrs).items():
             self._storage.set_trial_system_attr(identity, key, value)
         if trial.state != before.state:  # last, as a trial that has ended can't be changed
             self._storage.set_trial_state_values(identity, trial.state, trial.values)
-        self._shown[number] = identity, trial
 
     def drop(self, number: int) -> None:
         """Show that a trial came to nothing."""
-        identity, _ = self._shown[number]
-        self._storage.set_trial_state_values(identity, TrialState.FAIL, None)
+        del self._running[number]
+        self._storage.set_trial_state_values(self._shown[number], TrialState.FAIL, None)
 
 
 def new_study(objectives: Sequence[Objective], storage: BaseStorage | None = None) -> Study:

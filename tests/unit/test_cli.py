@@ -140,6 +140,7 @@ FLAGS = {
     "gpus_per_trial": (["--gpus-per-trial", "0.5"], 0.5),
     "seed": (["--seed", "0"], 0),
     "score_on_device": (["--score-on-device"], True),
+    "storage": (["--storage", "sqlite:///study.db"], "sqlite:///study.db"),
     "output": (["--output", "here"], Path("here")),
 }
 """Option of the API to the words that set it and the value that must arrive."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +41,34 @@ def the_ray() -> Any:
     return ray
 
 
-def connect(address: str | None) -> bool:
-    """Reach a cluster, unless this process has reached one already.
+@dataclass
+class _Connection:
+    """That of this process, of which Ray allows one."""
+
+    address: str | None = None
+    is_ours: bool = False
+    users: int = 0
+
+
+_CONNECTION = _Connection()
+
+
+def connect(address: str | None) -> None:
+    """Reach a cluster, unless this process has reached one already; one that others have reached is taken as it is.
 
     Args:
         address: "auto", `host:port` of the head or `ray://host:port` of its client server; None for what the
             environment names (`RAY_ADDRESS`, a job), a cluster that runs on this machine, or else a new one of this
             machine alone.
 
-    Returns:
-        True if it was reached now, and is this process's to leave.
-
     Raises:
         InvalidInput: If Ray is not installed or the cluster can't be reached.
     """
-    ray = the_ray()
+    ray, asked = the_ray(), address
+    if ray.is_initialized() and _CONNECTION.is_ours and not _CONNECTION.users and asked != _CONNECTION.address:
+        _leave()
     if ray.is_initialized():
-        return False
+        return
     if address is None and _is_left_over():
         address = "local"
     elif address is not None and not _answers(address):
@@ -62,6 +76,7 @@ def connect(address: str | None) -> bool:
             f"Ray cluster {address}: nothing answers there; expected host:port of a head that runs (ray start --head), "
             "ray://host:10001 of its client server, or no address"
         )
+    on_terminate = signal.getsignal(signal.SIGTERM)  # Ray sets its own, by which a search could not end in order
     variables = {CARRIED: os.environ[CARRIED]} if CARRIED in os.environ else {}
     try:
         ray.init(
@@ -78,7 +93,9 @@ def connect(address: str | None) -> bool:
         ) from error
     # what Ray prints of workers that die would run through the progress, long as it is; the log of the run tells it
     ray._private.worker._worker_logs_enabled = False
-    return True
+    _CONNECTION.address, _CONNECTION.is_ours = asked, True
+    if threading.current_thread() is threading.main_thread() and on_terminate is not None:
+        signal.signal(signal.SIGTERM, on_terminate)
 
 
 def _answers(address: str) -> bool:
@@ -121,9 +138,21 @@ def search_node() -> str:
     return str(heads[0])
 
 
-def disconnect() -> None:
-    """Leave the cluster; one that was started for this process ends."""
+def hold() -> None:
+    """Need the connection, until `release`."""
+    _CONNECTION.users += 1
+
+
+def release() -> None:
+    """Need the connection no more; the last one leaves a cluster that was reached here, or ends it if it began here."""
+    _CONNECTION.users -= 1
+    if not _CONNECTION.users and _CONNECTION.is_ours:
+        _leave()
+
+
+def _leave() -> None:
     the_ray().shutdown()
+    _CONNECTION.address, _CONNECTION.is_ours = None, False
 
 
 def fitting(threads: int, memory_bytes: float) -> tuple[int, float]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from autocompress.executors._ray.connecting import the_ray
 
+PAUSE_S = 0.5
+"""Seconds before work is begun again, times how often it has been begun."""
+
 ATTEMPTS = 5
 """How often a piece of work is begun at most."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.executors._ray.connecting import the_ray
+from autocompress.executors._ray.shelf import whole_files
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import write_atomically
 
@@ -47,7 +48,7 @@ class Mirror:
         return self._run / "artifacts"
 
     def _names(self) -> frozenset[str]:
-        return frozenset(file.name for file in self._artifacts.iterdir())
+        return whole_files(self._artifacts)
 
     def _put(self, name: str) -> None:
         the_ray().get(self._shelf.put.remote(name, (self._artifacts / name).read_bytes()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class Shelf:
     def __init__(self) -> None:
         self._run: Path | None = None
         self._lines: list[str] | None = None
+        self._writing = threading.Lock()
         self._carried: dict[str, bytes] = {}
 
     def begin(self, run: str) -> None:
@@ -38,8 +40,8 @@ class Shelf:
         return self._carried[path]
 
     def names(self) -> frozenset[str]:
-        """The files that there are."""
-        return frozenset(file.name for file in self._artifacts.iterdir())
+        """The files that there are, whole."""
+        return whole_files(self._artifacts)
 
     def get(self, name: str) -> bytes | None:
         """The content of a file, or None."""
@@ -59,15 +61,17 @@ class Shelf:
     def log(self, line: str) -> None:
         """Add a line to the log of the run."""
         assert self._run is not None, "a run has begun"
-        if self._lines is None:
-            RunDirectory(self._run).log(line)
-        else:
-            self._lines.append(line)
+        with self._writing:
+            if self._lines is None:
+                RunDirectory(self._run).log(line)
+            else:
+                self._lines.append(line)
 
     def new_lines(self) -> tuple[str, ...]:
         """What is to go into the log of the run, if it is elsewhere; each line once."""
-        lines, self._lines = self._lines or [], []
-        return tuple(lines)
+        with self._writing:
+            lines, self._lines = self._lines or [], []
+            return tuple(lines)
 
     @property
     def _artifacts(self) -> Path:
@@ -78,6 +82,12 @@ class Shelf:
         if Path(name).name != name:
             raise InvalidInput(f"file {name!r}: expected a name without a folder")
         return self._artifacts / name
+
+
+def whole_files(folder: Path) -> frozenset[str]:
+    """Names of the files of a folder, without those that are being written."""
+    names = (file.name for file in folder.iterdir())
+    return frozenset(name for name in names if not name.startswith(".") and not name.endswith(".partial"))
 
 
 def start_shelf(run_id: str) -> Any:

@@ -16,14 +16,17 @@ from filelock import FileLock
 
 from autocompress.errors import DeviceUnavailable
 from autocompress.executors._ray.connecting import NAMESPACE, the_ray
-from autocompress.executors._ray.losses import ATTEMPTS, loss
+from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.shelf import shelf_name
-from autocompress.executors._ray.tasks import opened, title, work
+from autocompress.executors._ray.tasks import WITHOUT_GPUS, opened, title, work
 from autocompress.profile import HardwareProfile
 from autocompress.serialization import write_atomically
 from autocompress.site import Site
 
 T = TypeVar("T")
+
+DEVICE = "device:"
+"""How the resources begin by which nodes declare machines; their names follow."""
 
 LOOK_S = 2.0
 """Seconds between two looks at whether the cluster still has what a stage waits for."""
@@ -42,6 +45,8 @@ class RaySite(Site):
         search_node: The node of the search.
         threads: Threads of a trial.
         gpus_per_trial: What training takes.
+        declared: The resources by which nodes said that they have machines when the search began. What one of them
+            stands for is measured there alone, also while its node is away.
     """
 
     run_id: str
@@ -49,6 +54,7 @@ class RaySite(Site):
     search_node: str = ""
     threads: int = 1
     gpus_per_trial: float = 0.0
+    declared: frozenset[str] = frozenset()
 
     @property
     def marker(self) -> Path:
@@ -64,7 +70,8 @@ class RaySite(Site):
         if self._is_at_hand:
             return run
         folder = self._scratch / "artifacts"
-        folder.mkdir(parents=True, exist_ok=True)
+        self._scratch.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         known = self._ask("names")
         for file in folder.glob("*.safetensors"):
             if file.name not in known and time.time() - file.stat().st_mtime > SETTLED_S:
@@ -76,7 +83,7 @@ class RaySite(Site):
         if path.exists():
             return path
         copy = self._scratch / path.name
-        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.parent.mkdir(mode=0o700, exist_ok=True)
         with FileLock(copy.with_suffix(".lock")):
             if not copy.exists():
                 write_atomically(copy, self._ask("carried", str(path)))
@@ -109,7 +116,7 @@ class RaySite(Site):
 
     def measures_here(self, profile: HardwareProfile) -> bool:
         """True for agents, which every node reaches, and on the node of the search for its own machine."""
-        if _is_declared(profile):
+        if device_resource(profile) in self.declared:
             return False
         here = the_ray().get_runtime_context().get_node_id()
         return bool(profile.addresses) or here == self.search_node
@@ -122,13 +129,14 @@ class RaySite(Site):
         """
         ray = the_ray()
         resource = device_resource(profile)
-        if _is_declared(profile):
-            options = {"resources": {resource: 1}}
+        options: dict[str, Any] = {"runtime_env": WITHOUT_GPUS}
+        if resource in self.declared:
+            options["resources"] = {resource: 1}
         else:
             affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-            options = {"scheduling_strategy": affinity(self.search_node, soft=False)}
+            options["scheduling_strategy"] = affinity(self.search_node, soft=False)
         name = f"measure on {profile.name}: {ray.get_runtime_context().get_task_name()}"
-        return self._stage(name, options, function, args, profile)
+        return self._stage(_stage_task().options(name=name, **options), name, function, args, profile)
 
     @property
     def trains_here(self) -> bool:
@@ -137,29 +145,23 @@ class RaySite(Site):
 
     def at_trainer(self, function: Callable[..., T], *args: object) -> T:
         """Call a function in a process that has been given GPUs."""
-        options = {
-            "num_gpus": self.gpus_per_trial,
-            "num_cpus": self.threads,
-            # a process that was started without a GPU never sees one
-            "runtime_env": {"env_vars": {"AUTOCOMPRESS_TRAINER": "1"}},
-        }
-        return self._stage(title(function, args), options, function, args)
+        name = title(function, args)
+        return self._stage(_training_task(self.gpus_per_trial).options(name=name), name, function, args)
 
     def _stage(
         self,
+        task: Any,
         name: str,
-        options: dict[str, Any],
         function: Callable[..., T],
         args: tuple[object, ...],
         profile: HardwareProfile | None = None,
     ) -> T:
         """The result of a task within this one, whose CPUs others may have meanwhile; a lost one is begun again."""
         ray = the_ray()
-        task = ray.remote(num_cpus=0, max_retries=0)(work).options(name=name, **options)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 reference = task.remote(function, args, self.threads)
-                if profile is not None:
+                if profile is not None and device_resource(profile) in self.declared:
                     _await_device(reference, profile)
                 return opened(ray.get(reference))  # type: ignore[no-any-return]
             except ray.exceptions.RayError as error:
@@ -167,6 +169,7 @@ class RaySite(Site):
                 if not reason or attempt == ATTEMPTS:
                     raise
                 self.log(Path(self.run), f"{name}: {reason}; begun again")
+                time.sleep(PAUSE_S * attempt)
         raise AssertionError("the last attempt returned or raised")
 
     @property
@@ -180,7 +183,7 @@ class RaySite(Site):
 
 def device_resource(profile: HardwareProfile) -> str:
     """The resource by which a node declares that it has a machine."""
-    return f"device:{profile.name}"
+    return f"{DEVICE}{profile.name}"
 
 
 def _is_declared(profile: HardwareProfile) -> bool:
@@ -194,9 +197,8 @@ def _await_device(reference: Any, profile: HardwareProfile) -> None:
         DeviceUnavailable: If there has been none for too long.
     """
     ray, missing_s = the_ray(), 0.0
-    is_declared = _is_declared(profile)
     while not ray.wait([reference], timeout=LOOK_S)[0]:
-        missing_s = missing_s + LOOK_S if is_declared and not _is_declared(profile) else 0.0
+        missing_s = missing_s + LOOK_S if not _is_declared(profile) else 0.0
         if missing_s > profile.wait_s:
             ray.cancel(reference, force=True)
             resource = device_resource(profile)
@@ -204,6 +206,18 @@ def _await_device(reference: Any, profile: HardwareProfile) -> None:
                 f"device {profile.name!r}: no node of the cluster has had the resource {resource!r} for "
                 f"{missing_s:g} s; start one with ray start --resources '{{\"{resource}\": 1}}'"
             )
+
+
+@lru_cache(maxsize=1)
+def _stage_task() -> Any:
+    """The task of a stage; made once, since Ray keeps each that is made for as long as the search runs."""
+    return the_ray().remote(num_cpus=0, max_retries=0)(work)
+
+
+@lru_cache(maxsize=1)
+def _training_task(gpus: float) -> Any:
+    """The task of training, whose process ends with it, and gives its GPU's memory back."""
+    return the_ray().remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=0)(work)
 
 
 @lru_cache(maxsize=4)

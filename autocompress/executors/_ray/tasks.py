@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from autocompress.executors._base import settle
+from autocompress.executors._ray.losses import loss
 from autocompress.point import summarize
 from autocompress.probe import Probe
 from autocompress.record import Record, Trial
+
+WITHOUT_GPUS = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+"""The environment of tasks that have no GPU: Ray hides none from them."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ def work(function: Callable[..., Any], args: tuple[Any, ...], threads: int) -> O
     try:
         return Outcome(function(*args))
     except Exception as error:
+        if loss(error):  # of something that the call needed: whoever asked begins it again
+            raise
         return Outcome(error=_sendable(error), trace=traceback.format_exc())
 
 
