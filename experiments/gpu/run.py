@@ -97,6 +97,8 @@ def main() -> None:
         command = [sys.executable, __file__, "--side", "--seeds", str(options.seeds), "--records", str(options.records)]
         for environment in ({}, WITHOUT_GPU):
             subprocess.run(command, env=os.environ | environment, check=True)
+    if not options.records.is_file():
+        raise SystemExit(f"no records in {options.records}; run this without --show first, where there is a GPU")
     lines = [from_json(Line, text) for text in options.records.read_text().splitlines()]
     print("\n".join(tables(lines)))
 
