@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import autocompress
+from autocompress.devices import resolve_profile
+from autocompress.errors import DeviceUnavailable
 from autocompress.executors.ray import RayExecutor
 from autocompress.run_directory import RunDirectory
 from autocompress.snapshot import Snapshot
@@ -78,4 +81,32 @@ def test_a_node_that_is_lost_takes_no_trial_with_it(cluster: Any, tmp_path: Path
     assert lost
     records = RunDirectory.open(run.path).records()
     assert sorted(record.number for record in records) == list(range(7))
+    assert not [record.reason for record in records if record.status == "failed"]
+
+
+def test_a_machine_that_a_node_declares_is_measured_on_there_alone(cluster: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=0, resources={"device:fake": 1})
+    profile, lost = replace(resolve_profile("fake"), wait_s=3.0), False
+
+    def lose_it(snapshot: Snapshot) -> None:
+        nonlocal lost
+        if snapshot.complete >= 1 and not lost:
+            lost = True
+            cluster.remove_node(node, allow_graceful=False)
+
+    with pytest.raises(DeviceUnavailable, match="no node of the cluster has had the resource 'device:fake' for"):
+        autocompress.search(
+            TASK,
+            trials=9,
+            executor="ray",
+            address=cluster.address,
+            workers=2,
+            output=tmp_path / "run",
+            observer=lose_it,
+            strategy="random",
+            hardware=profile,
+        )
+    records = RunDirectory.open(tmp_path / "run").records()
+    assert lost
+    assert 2 <= len(records) < 10
     assert not [record.reason for record in records if record.status == "failed"]
