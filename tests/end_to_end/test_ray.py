@@ -11,8 +11,9 @@ import pytest
 
 import autocompress
 from autocompress.devices import resolve_profile
-from autocompress.errors import DeviceUnavailable
+from autocompress.errors import DeviceUnavailable, InvalidInput
 from autocompress.executors.ray import RayExecutor
+from autocompress.record import TAKEN_UP
 from autocompress.run_directory import RunDirectory
 from autocompress.snapshot import Snapshot
 
@@ -110,3 +111,31 @@ def test_a_machine_that_a_node_declares_is_measured_on_there_alone(cluster: Any,
     assert lost
     assert 2 <= len(records) < 10
     assert not [record.reason for record in records if record.status == "failed"]
+
+
+def test_training_has_gpus_of_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    """As Ray counts them: what they are is left to the machine."""
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    run = autocompress.search(
+        TASK,
+        trials=5,
+        executor="ray",
+        address=cluster.address,
+        workers=2,
+        gpus_per_trial=0.5,
+        output=tmp_path / "run",
+        strategy="random",
+        hardware="fake",
+    )
+    records = RunDirectory.open(run.path).records()
+    trained = [record for record in records if record.status == "complete" and record.plan.recovery.epochs]
+    assert trained
+    assert all("recovered_score" in record.details and TAKEN_UP not in record.details for record in trained)
+
+
+def test_gpus_that_no_node_has_are_refused(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"gpus per trial 8: no node of the cluster has more than 1"):
+        autocompress.search(
+            TASK, executor="ray", address=cluster.address, gpus_per_trial=8, output=tmp_path / "run", hardware="fake"
+        )
+    assert not (tmp_path / "run").exists()
