@@ -19,7 +19,7 @@ from autocompress.devices import open_device, resolve_profile
 from autocompress.devices.detection import LOCAL, detect_profile, memory_bytes
 from autocompress.duration import format_duration, parse_duration
 from autocompress.errors import AutocompressError, InvalidInput
-from autocompress.executors import EXECUTORS, TrialExecutor
+from autocompress.executors import EXECUTORS, WORKER_BYTES, TrialExecutor
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Clock
 from autocompress.measurement import Measurement
@@ -56,9 +56,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_BUDGET = "15m"
-MEMORY_PER_WORKER = 1.5e9
-"""Bytes that torch, ONNX Runtime and a small task take in each worker."""
-
 JOURNAL = "journal"
 """Where the study is without a database: in `study.journal`."""
 
@@ -555,8 +552,8 @@ def _workers(workers: int | None, executor: str, profiles: Sequence[HardwareProf
         return count
     if any(profile.threads > 1 for profile in profiles):
         return 1
-    memory = memory_bytes() or MEMORY_PER_WORKER * _cores()
-    return max(1, min(_cores(), int(memory / MEMORY_PER_WORKER)))
+    memory = memory_bytes() or WORKER_BYTES * _cores()
+    return max(1, min(_cores(), int(memory / WORKER_BYTES)))
 
 
 def _cores() -> int:

@@ -16,7 +16,7 @@ LAYERS = {
     0: {"errors", "registry", "resources", "serialization", "duration", "interrupts", "user_code"},
     1: {"space", "plan", "student", "task", "objective", "artifact", "profile", "record", "front", "data", "doubt"}
     | {"cluster", "landscape", "machine_events", "measurement", "point", "probe", "run_directory", "screen"}
-    | {"site", "snapshot", "task_source"},
+    | {"site", "snapshot", "study_trials", "task_source"},
     2: {"graph"},
     3: {"methods", "recovery", "formats", "devices", "executors"},
     4: {"planner", "landscapes", "pipeline", "profiling", "storage", "strategies", "loop", "report"},

@@ -13,6 +13,9 @@ from autocompress.errors import InvalidInput
 from autocompress.registry import Registry
 from autocompress.site import HERE, Site
 
+WORKER_BYTES = 1.5e9
+"""What torch, ONNX Runtime and a small task take in each worker: no more run at a time than fit into a machine."""
+
 
 class TrialExecutor(Executor):
     """A `concurrent.futures.Executor` whose work can be cut short.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from autocompress.cluster import ALONE, Cluster
-from autocompress.executors._base import EXECUTORS, TrialExecutor
+from autocompress.executors._base import EXECUTORS, WORKER_BYTES, TrialExecutor
 from autocompress.executors._ray.connecting import (
     connect,
     fitting,
@@ -29,12 +29,9 @@ from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.mirror import Mirror
 from autocompress.executors._ray.shelf import start_shelf
 from autocompress.executors._ray.site import DEVICE, RaySite
-from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, opened, title, work
+from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, title, work
 
 T = TypeVar("T")
-
-MEMORY_BYTES = 1_500_000_000
-"""What torch, ONNX Runtime and a small task take in each worker; a node takes no more trials than fit into it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class RayExecutor(TrialExecutor):
     def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE) -> None:
         connect(cluster.address)
         require_gpus(cluster.gpus_per_trial)
-        threads, memory_bytes = fitting(threads, MEMORY_BYTES)
+        threads, memory_bytes = fitting(threads, WORKER_BYTES)
         super().__init__(workers, threads, cluster)
         self._run_id = uuid.uuid4().hex[:12]
         self._shelf = start_shelf(self._run_id)
@@ -165,7 +162,7 @@ class RayExecutor(TrialExecutor):
         else:
             if self._mirror is not None:
                 self._mirror.renew()
-            _settle(call.future, done.result())
+            done.result().settle(call.future)
 
     def kill(self) -> None:
         """Cancel every task; workers that run one end with it."""
@@ -190,10 +187,3 @@ class RayExecutor(TrialExecutor):
             the_ray().kill(self._shelf)
         finally:
             release()
-
-
-def _settle(future: Future[Any], outcome: Outcome) -> None:
-    try:
-        future.set_result(opened(outcome))
-    except Exception as error:
-        future.set_exception(error)

@@ -128,10 +128,10 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
             reason, values = _screen(bench, model, plan, seed, screen)
         if reason:
             return Record(trial, "screened", reason=reason, values=values)
-    is_sent = bench.train_elsewhere is not None and bool(plan.recovery.epochs or plan.recovery.sparsify_epochs)
-    if bench.train_elsewhere is not None and is_sent:
+    train_elsewhere = bench.train_elsewhere if plan.recovery.epochs or plan.recovery.sparsify_epochs else None
+    if train_elsewhere is not None:
         with clock.stage(TRAIN):
-            bench.train_elsewhere(trial)
+            train_elsewhere(trial)
     if plan.recovery.sparsify_epochs and plan.start is None:
         with clock.stage(SPARSIFY):
             model = build(bench, plan, seed)
@@ -139,7 +139,7 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
     with clock.stage("recover"):
         model, reached = recover_and_settle(bench, model, trial, clock)
         details |= reached
-    if is_sent:  # they are of this trial, and the clock knows how long they took
+    if train_elsewhere is not None:  # they are of this trial, and the clock knows how long they took
         details.pop(TAKEN_UP, None)
     with clock.stage("export"):
         model = finish(model, plan)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
 from threading import Event, Thread
-from typing import Any
 
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
@@ -17,6 +15,7 @@ from optuna.trial import FrozenTrial
 from autocompress.errors import InvalidInput
 from autocompress.run_directory import RunDirectory
 from autocompress.storage.database import Database
+from autocompress.study_trials import update_trial
 
 OWNER = "run"
 """Attribute of a study that names the run directory which it belongs to."""
@@ -164,20 +163,8 @@ class _Copied:
                 continue
             identity, before = self._written[trial.number]
             if trial is not before:  # a changed trial is another object
-                self._update(identity, before, trial)
+                update_trial(self._storage, identity, before, trial)
                 self._written[trial.number] = identity, trial
-
-    def _update(self, identity: int, before: FrozenTrial, now: FrozenTrial) -> None:
-        storage = self._storage
-        for name in now.params.keys() - before.params.keys():
-            distribution = now.distributions[name]
-            storage.set_trial_param(identity, name, distribution.to_internal_repr(now.params[name]), distribution)
-        for key, value in _changes(before.user_attrs, now.user_attrs).items():
-            storage.set_trial_user_attr(identity, key, value)
-        for key, value in _changes(before.system_attrs, now.system_attrs).items():
-            storage.set_trial_system_attr(identity, key, value)
-        if now.state != before.state:  # last, as a trial that has ended can't be changed
-            storage.set_trial_state_values(identity, now.state, now.values)
 
 
 def _created(storage: RDBStorage, name: str, directions: list[StudyDirection], run: str) -> int:
@@ -218,7 +205,3 @@ def _owner(storage: RDBStorage, study: int) -> str:
 
 def _text(directory: RunDirectory) -> str:
     return str(directory.path.resolve())
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in now.items() if key not in before or before[key] != value}

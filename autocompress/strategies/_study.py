@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.objective import Objective
+from autocompress.study_trials import update_trial
 
 STUDY = "autocompress"
 """What the study of a search is called in its file."""
@@ -79,12 +80,7 @@ class StudyView:
                 self._running[number] = trial
             return
         identity, before = self._shown[number], self._running.pop(number)
-        for key, value in _changes(before.user_attrs, trial.user_attrs).items():
-            self._storage.set_trial_user_attr(identity, key, value)
-        for key, value in _changes(before.system_attrs, trial.system_attrs).items():
-            self._storage.set_trial_system_attr(identity, key, value)
-        if trial.state != before.state:  # last, as a trial that has ended can't be changed
-            self._storage.set_trial_state_values(identity, trial.state, trial.values)
+        update_trial(self._storage, identity, before, trial)
 
     def drop(self, number: int) -> None:
         """Show that a trial came to nothing."""
@@ -104,7 +100,3 @@ def new_study(objectives: Sequence[Objective], storage: BaseStorage | None = Non
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([objective.name for objective in objectives])
     return study
-
-
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in now.items() if key not in before or before[key] != value}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
 
-from autocompress.errors import AutocompressError, one_line
-from autocompress.executors import TrialExecutor, settle
+from autocompress.errors import one_line
+from autocompress.executors import TrialExecutor
+from autocompress.executors._ray.tasks import Outcome, work
 
 T = TypeVar("T")
 
@@ -61,17 +62,16 @@ class RayWorkers(TrialExecutor):
         if actor is not None:
             ray.kill(actor)
 
-    def _pass_on(self, done: Future[tuple[Any, Exception | None]], future: Future[Any], slot: int) -> None:
+    def _pass_on(self, done: Future[Outcome], future: Future[Any], slot: int) -> None:
         """Give what came of a call to whoever waits for it."""
         failed = done.exception()
         if isinstance(failed, RayActorError):
             self._actors[slot] = None
             failed = BrokenExecutor(one_line(failed))
-        value, error = (None, failed) if failed is not None else done.result()
-        if error is not None:
-            future.set_exception(error)
+        if failed is not None:
+            future.set_exception(failed)
         else:
-            future.set_result(value)
+            done.result().settle(future)
 
 
 class _Worker:
@@ -82,15 +82,8 @@ class _Worker:
     """
 
     def __init__(self, threads: int) -> None:
-        settle(threads)
+        self._threads = threads
 
-    def call(
-        self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[T | None, Exception | None]:
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Call a function; what it raises is a result, as Ray would bury its message in that of another error."""
-        try:
-            return function(*args, **kwargs), None
-        except Exception as error:
-            if not isinstance(error, AutocompressError):
-                error.add_note(traceback.format_exc())  # for the log, as it loses its way here
-            return None, error
+        return work(partial(function, **kwargs), args, self._threads)

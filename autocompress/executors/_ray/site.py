@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -174,8 +172,7 @@ class RaySite(Site):
 
     @property
     def _scratch(self) -> Path:
-        user = getattr(os, "getuid", getpass.getuser)()
-        return Path(tempfile.gettempdir()) / f"autocompress-{user}-{self.run_id}"
+        return Path(tempfile.gettempdir()) / f"autocompress-{self.run_id}"
 
     def _ask(self, method: str, *args: object) -> Any:
         return the_ray().get(getattr(_shelf(self.run_id), method).remote(*args))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,14 @@ class Outcome:
     result: Any = None
     error: Exception | None = None
     trace: str = ""
+
+    def settle(self, future: Future[Any]) -> None:
+        """End a future with it; an error has the traceback as its cause."""
+        if self.error is None:
+            future.set_result(self.result)
+        else:
+            self.error.__cause__ = RemoteTraceback(self.trace)
+            future.set_exception(self.error)
 
 
 class RemoteTraceback(Exception):
