@@ -7,20 +7,23 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
 from autocompress.objective import Constraint, is_measured
 from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
-from autocompress.space import Choice, Float, Knob, neutral, neutral_answers
+from autocompress.space import Knob, neutral, neutral_answers
+from autocompress.strategies._asking import Asked, distribution_of, offers
 from autocompress.strategies._base import Problem, SearchStrategy
-from autocompress.strategies._study import STATES, StudyView, new_study
+from autocompress.strategies._study import STATES, Shown, StudyView, new_study
 
 ATTEMPTS = 20
 """Proposals of the sampler in a row that may repeat known plans before chance is asked."""
@@ -45,10 +48,11 @@ class OptunaStrategy(SearchStrategy):
         self._policies = list(problem.policies)
         self._seen: set[str] = {Plan().digest}
         self._next = 1
-        self._running: dict[int, optuna.trial.Trial] = {}
+        self._running: dict[int, tuple[Asked, Shown]] = {}
         self._baseline: Mapping[str, float] = {}
         self._worst: Mapping[str, float] = {}
-        self._study = new_study(problem.objectives)
+        self._storage = InMemoryStorage()
+        self._study = new_study(problem.objectives, self._storage)
         self._view = StudyView(problem.journal, problem.objectives)
 
     @abstractmethod
@@ -61,8 +65,7 @@ class OptunaStrategy(SearchStrategy):
         while self._policies:
             answers, plan = self._policies.pop(0)
             if plan.digest not in self._seen:
-                self._study.enqueue_trial(dict(answers))
-                return self._propose(number, "policy", 0)
+                return self._propose(number, "policy", 0, answers)
         for attempt in range(ATTEMPTS + RANDOM_ATTEMPTS):
             trial = self._propose(number, self.name, attempt)
             if trial is not None:
@@ -75,22 +78,19 @@ class OptunaStrategy(SearchStrategy):
         self._next = max(self._next, record.number + 1)
         if record.number == 0:
             self._baseline = record.values
-        told = self._as_told(record)
-        running = self._running.pop(record.number, None)
-        if running is None:
-            params, distributions = self._past(record)
-            self._study.add_trial(self._frozen(told, params, distributions))
+        told, state = self._as_told(record), STATES[record.status]
+        if record.number in self._running:
+            asked, shown = self._running.pop(record.number)
+            asked.end(STATES[told.status], self._values(told), self._violations(told))
         else:
-            params, distributions = running.params, running.distributions
-            if told.status == "complete":
-                for key, value in self._violations(told).items():
-                    running.set_constraint(key, value)
-            self._study.tell(running, self._values(told), STATES[told.status])
-        self._view.show(record.number, self._frozen(record, params, distributions))
+            shown = self._past(record)
+            self._study.add_trial(self._frozen(told, shown))
+        self._view.end(shown, state, self._values(record), self._violations(record))
 
     def drop(self, number: int) -> None:
         """Tell the study that a trial came to nothing."""
-        self._study.tell(self._running.pop(number), state=TrialState.FAIL)
+        asked, _ = self._running.pop(number)
+        asked.end(TrialState.FAIL)
         self._view.drop(number)
 
     def _as_told(self, record: Record) -> Record:
@@ -106,35 +106,26 @@ class OptunaStrategy(SearchStrategy):
             return record
         return replace(record, status="complete", values={**self._worst, **record.values})
 
-    def _propose(self, number: int, source: str, attempt: int) -> Trial | None:
-        """Ask the study once; None if the plan is known already."""
+    def _propose(
+        self, number: int, source: str, attempt: int, answers: Mapping[str, Scalar] = MappingProxyType({})
+    ) -> Trial | None:
+        """Ask the sampler once, or take what answers there are; None if the plan is known already."""
         seed = _derived_seed(self._problem.seed, number, attempt)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self._study.sampler = self.make_sampler(seed) if attempt < ATTEMPTS else RandomSampler(seed=seed)
-            asked = self._study.ask()
-            plan = self._problem.plan(lambda name, knob: _suggest(asked, name, knob))
+            sampler = self.make_sampler(seed) if attempt < ATTEMPTS else RandomSampler(seed=seed)
+            asked = Asked(self._storage, sampler, answers)
+            plan = self._problem.plan(asked.suggest)
+        asked.keep()
         if plan.digest in self._seen:
-            self._study.tell(asked, state=TrialState.FAIL)
+            asked.end(TrialState.FAIL)
             return None
         self._seen.add(plan.digest)
         self._next = number + 1
-        self._running[number] = asked
-        attributes = self._sampler_attributes(asked.number)
-        shown = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
-            params=asked.params,
-            distributions=asked.distributions,
-            user_attrs={"trial": number, "source": source},
-            system_attrs=dict(attributes),
-        )
-        self._view.show(number, shown)
-        return Trial(number, plan, seed=self._problem.seed, proposal=Proposal(source, dict(asked.params), attributes))
-
-    def _sampler_attributes(self, number: int) -> dict[str, Scalar]:
-        """What the sampler keeps with a trial (the generation, for genetic ones); Optuna's own marks are left out."""
-        attributes = self._study.get_trials(deepcopy=False)[number].system_attrs
-        return {key: int(number) for key, number in attributes.items() if key.endswith(":generation")}
+        shown = Shown(number, source, asked.params, asked.distributions, asked.attributes)
+        self._running[number] = asked, shown
+        self._view.begin(shown)
+        return Trial(number, plan, seed=self._problem.seed, proposal=Proposal(source, shown.params, shown.attributes))
 
     def _values(self, record: Record) -> list[float] | None:
         if record.status != "complete":
@@ -142,31 +133,32 @@ class OptunaStrategy(SearchStrategy):
         return [record.values[objective.name] for objective in self._problem.objectives]
 
     def _violations(self, record: Record) -> dict[str, float]:
+        if record.status != "complete":
+            return {}
         baseline = self._baseline or record.values
         return {_key(c): c.violation(record.values, baseline) for c in self._problem.constraints}
 
-    def _past(self, record: Record) -> tuple[dict[str, Scalar], dict[str, BaseDistribution]]:
-        """The answers of a record from an earlier process, or of the baseline, and the knobs behind them.
+    def _past(self, record: Record) -> Shown:
+        """A record from an earlier process, or of the baseline, as a trial.
 
         The baseline has the neutral answer to every knob. With none it would leave nothing to samplers that look at
         what all trials share (NSGA-II, GP), and they would fall back to chance.
         """
-        params = dict(record.trial.proposal.params) if record.number else neutral_answers(self._problem.plan)
+        proposal = record.trial.proposal
+        params = proposal.params if record.number else neutral_answers(self._problem.plan)
         distributions = self._distributions(params)
-        return params if distributions else {}, distributions
+        known = params if distributions else {}
+        return Shown(record.number, proposal.source, known, distributions, proposal.attributes)
 
-    def _frozen(
-        self, record: Record, params: Mapping[str, Scalar], distributions: Mapping[str, BaseDistribution]
-    ) -> optuna.trial.FrozenTrial:
-        """A trial that has ended, as studies hold it."""
+    def _frozen(self, record: Record, shown: Shown) -> optuna.trial.FrozenTrial:
+        """A trial that has ended, as the study in memory holds it."""
         return optuna.trial.create_trial(
             state=STATES[record.status],
             values=self._values(record),
-            params=dict(params),
-            distributions=dict(distributions),
-            user_attrs={"trial": record.number, "source": record.trial.proposal.source},
-            system_attrs=dict(record.trial.proposal.attributes),
-            constraints=self._violations(record) if record.status == "complete" else None,
+            params=dict(shown.params),
+            distributions=dict(shown.distributions),
+            system_attrs=dict(shown.attributes),
+            constraints=self._violations(record),
         )
 
     def _distributions(self, params: Mapping[str, Scalar]) -> dict[str, BaseDistribution]:
@@ -176,8 +168,8 @@ class OptunaStrategy(SearchStrategy):
 
         def replay(name: str, knob: Knob) -> Scalar:
             nonlocal fits
-            found[name] = _distribution(knob)
-            if name in params and _offers(knob, params[name]):
+            found[name] = distribution_of(knob)
+            if name in params and offers(knob, params[name]):
                 return params[name]
             fits = False
             return neutral(knob)
@@ -185,28 +177,6 @@ class OptunaStrategy(SearchStrategy):
         if params:
             self._problem.plan(replay)
         return found if fits and found.keys() == params.keys() else {}
-
-
-def _suggest(trial: optuna.trial.Trial, name: str, knob: Knob) -> Scalar:
-    if isinstance(knob, Choice):
-        return knob.options[knob.options.index(trial.suggest_categorical(name, knob.options))]
-    if isinstance(knob, Float):
-        return trial.suggest_float(name, knob.low, knob.high, step=knob.step)
-    return trial.suggest_int(name, knob.low, knob.high, step=knob.step)
-
-
-def _offers(knob: Knob, value: Scalar) -> bool:
-    if isinstance(knob, Choice):
-        return value in knob.options
-    return not isinstance(value, str) and knob.low <= value <= knob.high
-
-
-def _distribution(knob: Knob) -> BaseDistribution:
-    if isinstance(knob, Choice):
-        return CategoricalDistribution(knob.options)
-    if isinstance(knob, Float):
-        return FloatDistribution(knob.low, knob.high, step=knob.step)
-    return IntDistribution(knob.low, knob.high, step=knob.step)
 
 
 def _key(constraint: Constraint) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from autocompress.objective import Objective
-from autocompress.study_trials import update_trial
+from autocompress.plan import Scalar
 
 STUDY = "autocompress"
 """What the study of a search is called in its file."""
@@ -25,27 +29,31 @@ STATES = {"complete": TrialState.COMPLETE, "screened": TrialState.PRUNED, "faile
 """What Optuna calls the states of a record."""
 
 
-class _Journal(JournalFileBackend):
-    """A journal that one process writes and nobody needs after a crash: it neither locks nor waits for the disk.
+@dataclass(frozen=True)
+class Shown:
+    """A trial of a search as its study shows it.
 
-    Optuna's own does both for each answer to a knob, which takes longer than all else that a proposal does.
+    Args:
+        number: Of the search; the baseline has 0.
+        source: Who proposed it.
+        params: The answers to its knobs.
+        distributions: The knobs behind them.
+        attributes: What a sampler keeps with it.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add entries, all or none as far as readers see."""
-        lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs)
-        with self._path.open("ab") as file:
-            file.write(lines.encode())
+    number: int
+    source: str
+    params: Mapping[str, Scalar]
+    distributions: Mapping[str, BaseDistribution]
+    attributes: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 class StudyView:
     """The search as optuna-dashboard shows it: an Optuna study in a file, one trial for each of the search's.
 
-    It is written anew by each process, and nothing is read back from it.
+    It is written anew by each process, and nothing is read back from it. Optuna's own storage would read each entry
+    again and keep all trials once more, which with many workers takes longer than all else that a proposal does; so
+    the trials are written here, in the format of its journal.
 
     Args:
         journal: The file.
@@ -58,34 +66,101 @@ class StudyView:
             left_over.unlink(missing_ok=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self._storage = JournalStorage(_Journal(journal))
-            new_study(objectives, self._storage)
-        self._study = self._storage.get_study_id_from_name(STUDY)
-        self._shown: dict[int, int] = {}
-        """By the search's numbers: the ids in the storage."""
+            new_study(objectives, JournalStorage(JournalFileBackend(str(journal))))
+        self._journal = journal
+        self._ids: dict[int, int] = {}
+        """By the search's numbers: those in the study."""
 
-        self._running: dict[int, FrozenTrial] = {}
-        """What is written there of those that have not ended."""
+        self._knobs: dict[str, tuple[BaseDistribution, str]] = {}
+        """By name: a knob as it was written last, and its text."""
 
-    def show(self, number: int, trial: FrozenTrial) -> None:
-        """Show a trial as it is now.
+    def begin(self, trial: Shown) -> None:
+        """Show a trial that runs."""
+        self._write(self._created(trial, TrialState.RUNNING, None, {}))
+
+    def end(
+        self, trial: Shown, state: TrialState, values: Sequence[float] | None, violations: Mapping[str, float]
+    ) -> None:
+        """Show that a trial has ended.
 
         Args:
-            number: Of the search; the baseline has 0.
-            trial: With the parameters that it had when it was shown first. Once it is shown as ended, that is all.
+            trial: If it was begun here, what is shown of it stays as it was then.
+            state: How it ended.
+            values: Of the objectives, if it is complete.
+            violations: By constraint: above zero by how much it is broken.
         """
-        if number not in self._shown:
-            self._shown[number] = self._storage.create_new_trial(self._study, trial)
-            if trial.state == TrialState.RUNNING:
-                self._running[number] = trial
+        if trial.number not in self._ids:
+            self._write(self._created(trial, state, values, violations))
             return
-        identity, before = self._shown[number], self._running.pop(number)
-        update_trial(self._storage, identity, before, trial)
+        identity = self._ids[trial.number]
+        broken = [_entry(_Entry.ATTRIBUTE, trial_id=identity, system_attr=one) for one in _constraints(violations)]
+        self._write(*broken, _ended(identity, state, values))
 
     def drop(self, number: int) -> None:
-        """Show that a trial came to nothing."""
-        del self._running[number]
-        self._storage.set_trial_state_values(self._shown[number], TrialState.FAIL, None)
+        """Show that a trial that was begun here came to nothing."""
+        self._write(_ended(self._ids[number], TrialState.FAIL, None))
+
+    def _created(
+        self, trial: Shown, state: TrialState, values: Sequence[float] | None, violations: Mapping[str, float]
+    ) -> dict[str, Any]:
+        self._ids[trial.number] = len(self._ids)
+        attributes = dict(trial.attributes)
+        for constraint in _constraints(violations):
+            attributes |= constraint
+        return _entry(
+            _Entry.TRIAL,
+            study_id=0,
+            state=state,
+            **_values(values),
+            datetime_start=_now(),
+            **({"datetime_complete": _now()} if state.is_finished() else {}),
+            distributions={name: self._text(name, knob) for name, knob in trial.distributions.items()},
+            params={name: trial.distributions[name].to_internal_repr(value) for name, value in trial.params.items()},
+            user_attrs={"trial": trial.number, "source": trial.source},
+            system_attrs=attributes,
+            intermediate_values={},
+        )
+
+    def _text(self, name: str, knob: BaseDistribution) -> str:
+        known = self._knobs.get(name)
+        if known is None or known[0] is not knob:
+            known = self._knobs[name] = knob, distribution_to_json(knob)
+        return known[1]
+
+    def _write(self, *entries: Mapping[str, Any]) -> None:
+        lines = "".join(f"{json.dumps(entry, separators=(',', ':'))}\n" for entry in entries)
+        with self._journal.open("ab") as file:  # all entries or none, as far as readers see
+            file.write(lines.encode())
+
+
+class _Entry(IntEnum):
+    """Entries of a journal, as Optuna numbers them."""
+
+    TRIAL = 4
+    STATE = 6
+    ATTRIBUTE = 9
+
+
+def _entry(kind: _Entry, **fields: Any) -> dict[str, Any]:
+    return {"op_code": kind, "worker_id": STUDY, **fields}
+
+
+def _ended(identity: int, state: TrialState, values: Sequence[float] | None) -> dict[str, Any]:
+    return _entry(_Entry.STATE, trial_id=identity, state=state, values=values, datetime_complete=_now())
+
+
+def _values(values: Sequence[float] | None) -> dict[str, Any]:
+    """Values as a new trial has them; those of one objective stand apart."""
+    is_single = values is not None and len(values) == 1
+    return {"value": values[0] if values and is_single else None, "values": None if is_single else values}
+
+
+def _constraints(violations: Mapping[str, float]) -> list[dict[str, float]]:
+    return [{f"constraints:{name}": violation} for name, violation in violations.items()]
+
+
+def _now() -> str:
+    return datetime.now(tz=UTC).isoformat(timespec="microseconds")
 
 
 def new_study(objectives: Sequence[Objective], storage: BaseStorage | None = None) -> Study:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from autocompress.objective import Objective
 from autocompress.record import Record
-from autocompress.strategies._study import STATES, StudyView
+from autocompress.strategies._study import STATES, Shown, StudyView
 
 
 class PolicyView:
@@ -27,15 +26,15 @@ class PolicyView:
         self, journal: Path, objectives: Sequence[Objective], distributions: Mapping[str, BaseDistribution]
     ) -> None:
         self._objectives, self._distributions = objectives, dict(distributions)
-        self._policies: dict[int, Mapping[str, float | str]] = {}
-        """Those of the trials that were begun here."""
+        self._begun: dict[int, Shown] = {}
+        """The trials that were begun here and have not ended."""
 
         self._view = StudyView(journal, objectives)
 
     def begin(self, number: int, source: str, policy: Mapping[str, float | str]) -> None:
         """A trial was proposed."""
-        self._policies[number] = policy
-        self._view.show(number, self._frozen(number, source, policy, TrialState.RUNNING, None))
+        self._begun[number] = self._shown(number, source, policy)
+        self._view.begin(self._begun[number])
 
     def end(self, record: Record, policy: Mapping[str, float | str] | None, *, whole: bool) -> None:
         """A trial ended, begun here or in an earlier process.
@@ -50,26 +49,15 @@ class PolicyView:
         values = None
         if state == TrialState.COMPLETE:
             values = [record.values[objective.name] for objective in self._objectives]
-        shown = self._policies.pop(record.number, policy or {})
-        source = record.trial.proposal.source
-        self._view.show(record.number, self._frozen(record.number, source, shown, state, values))
+        shown = self._begun.pop(record.number, None)
+        if shown is None:
+            shown = self._shown(record.number, record.trial.proposal.source, policy or {})
+        self._view.end(shown, state, values, {})
 
     def drop(self, number: int) -> None:
         """A trial that was begun here was cancelled."""
+        del self._begun[number]
         self._view.drop(number)
 
-    def _frozen(
-        self,
-        number: int,
-        source: str,
-        policy: Mapping[str, float | str],
-        state: TrialState,
-        values: list[float] | None,
-    ) -> optuna.trial.FrozenTrial:
-        return optuna.trial.create_trial(
-            state=state,
-            values=values,
-            params=dict(policy),
-            distributions={name: self._distributions[name] for name in policy},
-            user_attrs={"trial": number, "source": source},
-        )
+    def _shown(self, number: int, source: str, policy: Mapping[str, float | str]) -> Shown:
+        return Shown(number, source, policy, {name: self._distributions[name] for name in policy})
