@@ -196,23 +196,43 @@ class _Draws:
 
     def completed(self, rows: Sequence[int], *, at_hand: int | None, most: int) -> list[int]:
         """Rows of a front, and those that it would miss, up to a number; what is at hand anyway is not missed."""
-        chosen, missed = list(rows), self._allowed.copy()
-        for row in rows if at_hand is None else (*rows, at_hand):
-            missed &= ~self._reaches(row)
-        while len(chosen) < most:
+        known = rows if at_hand is None else (*rows, at_hand)
+        chosen, others = list(rows), self._doubtful(known)
+        missed = self._allowed[:, others]
+        for row in known:
+            missed, others = self._still_missed(missed, others, row)
+        while len(chosen) < most and others.size:
             chances = missed.mean(axis=0)
             best = int(np.argmax(chances))
             if chances[best] < LEAST_CHANCE:
                 break
-            chosen.append(best)
-            missed &= ~self._reaches(best)
+            chosen.append(int(others[best]))
+            missed, others = self._still_missed(missed, others, chosen[-1])
         return chosen
 
-    def _reaches(self, row: int) -> Array:
-        """Whether a record is as good as others in a draw, but for what does not matter (draws, records)."""
-        as_good = self._costs[:, row, None] <= self._costs + self._slack
-        found: Array = self._allowed[:, row, None] & as_good & self._fixed.of(row)
-        found[:, row] = True
+    def _doubtful(self, rows: Sequence[int]) -> Array:
+        """Rows of the records that none of some is sure to reach: its highest cost is above their lowest (others,).
+
+        Of thousands of records few are left, and only for these all draws have to be looked at.
+        """
+        highest, lowest = self._costs.max(axis=0), self._costs.min(axis=0) + self._slack
+        reached = np.zeros(len(lowest), np.bool_)
+        for row in rows:
+            if self._allowed[:, row].all():
+                reached |= (highest[row] <= lowest) & self._fixed.of(row)
+        return np.flatnonzero(~reached)
+
+    def _still_missed(self, missed: Array, others: Array, row: int) -> tuple[Array, Array]:
+        """What is missed beside one more record: in which draws (draws, others), and the rows of those others."""
+        missed = missed & ~self._reaches(row, others)
+        some = missed.any(axis=0)
+        return missed[:, some], others[some]
+
+    def _reaches(self, row: int, others: Array) -> Array:
+        """Whether a record is as good as others in a draw, but for what does not matter (draws, others)."""
+        as_good = self._costs[:, row, None] <= self._costs[:, others] + self._slack[others]
+        found: Array = self._allowed[:, row, None] & as_good & self._fixed.of(row)[others]
+        found[:, others == row] = True
         return found
 
     def confidences(self) -> list[float]:

@@ -109,16 +109,14 @@ def _half_interval(record: Record, name: str) -> float:
 
 
 def _not_beaten(costs: Array) -> Array:
-    """Rows that no other beats exactly, which is quick to see for many."""
-    order = np.lexsort(costs.T[::-1])
-    kept: list[int] = []
-    front = np.empty((0, costs.shape[1]))
-    for row in order.tolist():
-        as_good = (front <= costs[row]).all(axis=1)
-        if not as_good.any() or (front[as_good] == costs[row]).all(axis=1).any():
-            kept.append(row)
-            front = costs[kept]
-    return np.array(kept)
+    """Rows that no other beats exactly: each of them in turn leaves of the others those that it does not beat."""
+    left = np.lexsort(costs.T[::-1])  # what comes before the row in turn stays: nothing after it can beat it
+    place = 0
+    while place < len(left):
+        row, others = costs[left[place]], costs[left]
+        left = left[~((row <= others).all(axis=1) & (row < others).any(axis=1))]
+        place += 1
+    return left
 
 
 def feasible(

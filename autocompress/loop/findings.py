@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from autocompress.probe import Sensitivity
 from autocompress.record import Confirmation, DeviceScore, Record
 from autocompress.run_directory import Line, RunConfig, RunDirectory
@@ -21,7 +23,11 @@ class Findings:
         self.confirmations = list(directory.confirmations())
         self.device_scores = list(directory.device_scores())
         self.sensitivities = list(directory.sensitivities())
-        self.baseline = next(record for record in self.records if record.number == 0)
+        self._by_number = {record.number: record for record in self.records}
+        self.baseline = self._by_number[0]
+        self.statuses = Counter(record.status for record in self.records if record is not self.baseline)
+        """How many trials ended how, the baseline left out."""
+
         self.renew_front()
 
     def add(self, *lines: Line) -> None:
@@ -31,6 +37,8 @@ class Findings:
             match line:
                 case Record():
                     self.records.append(line)
+                    self._by_number[line.number] = line
+                    self.statuses[line.status] += 1
                 case Confirmation():
                     self.confirmations.append(line)
                 case DeviceScore():
@@ -46,4 +54,4 @@ class Findings:
 
     def record(self, number: int) -> Record:
         """The record of a trial."""
-        return next(record for record in self.records if record.number == number)
+        return self._by_number[number]

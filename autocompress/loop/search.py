@@ -329,9 +329,10 @@ class SearchLoop:
         return frozenset(needed)
 
     def _stop_if_hopeless(self) -> None:
-        trials = [record for record in self._findings.records if record.number > 0]
-        if len(trials) < SAME_ERRORS or any(record.status != "failed" for record in trials):
+        statuses = self._findings.statuses
+        if statuses.total() < SAME_ERRORS or statuses["failed"] < statuses.total():
             return
+        trials = [record for record in self._findings.records if record.number > 0]
         last = [_kind_of_error(record) for record in trials[-SAME_ERRORS:]]
         if len(set(last)) == 1:
             self._drop("hopeless")

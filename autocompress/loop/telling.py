@@ -74,19 +74,15 @@ class Telling:
 
     def _snapshot(self, event: str) -> Snapshot:
         config, found = self._findings.config, self._findings
-        counts = dict.fromkeys(("complete", "screened", "failed"), 0)
-        for record in found.records:
-            if record.number > 0:
-                counts[record.status] += 1
         return Snapshot(
             phase=self.phase,
             event=event,
             elapsed_s=self._clock.elapsed_s,
             budget_s=config.budget_s,
             trial_limit=config.trials,
-            complete=counts["complete"],
-            screened=counts["screened"],
-            failed=counts["failed"],
+            complete=found.statuses["complete"],
+            screened=found.statuses["screened"],
+            failed=found.statuses["failed"],
             running=self._busy(),
             looked=len(found.sensitivities),
             baseline=found.baseline_point,

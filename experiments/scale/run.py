@@ -43,6 +43,7 @@ from autocompress.snapshot import Snapshot
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies import STRATEGIES, SearchStrategy
 from autocompress.strategies._base import Problem
+from autocompress.task import FOLDS
 from experiments.search_efficiency.asking import network
 
 PROFILE = HardwareProfile("made up", channel_multiple=16, kernels={"conv": ("int8",), "linear": ("int8",)})
@@ -63,6 +64,7 @@ def simulated(run: str, trial: Trial, sleep_s: float) -> Record:
     accuracy = 0.9 - 0.2 * (1 - ratio) ** 2 - abs(rng.normal(0, 0.05))  # few lie near the front, as in real searches
     path = Path(run) / "artifacts" / f"{trial.plan.digest}.onnx"
     path.write_bytes(trial.plan.digest.encode())
+    folds = tuple((accuracy + rng.normal(0, 0.01, FOLDS)).tolist())
     values = {"accuracy": accuracy, "latency_ms": ratio, "latency_ratio": ratio, "size_bytes": 1e6 * size}
     measured = Measurement(ratio, ratio, (0.99 * ratio, 1.01 * ratio), ratio, ratio, 1.0, 1_000_000, 1, 9, "made up")
     return Record(
@@ -71,6 +73,7 @@ def simulated(run: str, trial: Trial, sleep_s: float) -> Record:
         values={**values, "peak_memory_bytes": 1e6},
         artifact=replace(Artifact.of(path), path=f"artifacts/{path.name}"),
         measurements={"made up": measured},
+        fold_scores=folds,
         seconds={name: float(seconds) for name, seconds in stages.items()},
     )
 
