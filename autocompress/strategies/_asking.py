@@ -32,6 +32,9 @@ class Asked:
         # a study remembers what its trials were when it was last asked, so there is a new one each time
         self._study = Study(STUDY, storage, sampler=sampler)
         self._trial = self._study.ask()
+        self._storage = storage
+        study = storage.get_study_id_from_name(STUDY)
+        self._id = storage.get_trial_id_from_study_id_trial_number(study, self._trial.number)
         self._frozen = self._stored
         self._given = given
         self.params: dict[str, Scalar] = {}
@@ -76,15 +79,12 @@ class Asked:
         for key, violation in (violations or {}).items():
             self._trial.set_constraint(key, violation)
         self._study.sampler.after_trial(self._study, self._stored, state, values)
-        storage = self._trial.storage
-        study = storage.get_study_id_from_name(STUDY)
-        identity = storage.get_trial_id_from_study_id_trial_number(study, self._trial.number)
-        storage.set_trial_state_values(identity, state, values)
+        self._storage.set_trial_state_values(self._id, state, values)
 
     @property
     def _stored(self) -> FrozenTrial:
         """The trial itself, as the study has it now."""
-        return self._study.get_trials(deepcopy=False)[self._trial.number]
+        return self._storage.get_trial(self._id)
 
 
 def distribution_of(knob: Knob) -> BaseDistribution:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from autocompress.plan import ARCHITECTURE
 
@@ -16,18 +16,16 @@ MUTATIONS = 1.0
 """Knobs of a child that are drawn anew, on average."""
 
 
-class AllKnobs:
-    """For genetic samplers of Optuna: they see every knob that some complete trial was asked.
+class KnobsOfParents:
+    """For genetic samplers of Optuna with `Mating`, whose children have the knobs of their parents.
 
-    By themselves they see those alone that all trials share: where architectures differ, nothing else.
+    By themselves they look in all trials for the knobs that these share: where architectures differ, nothing else.
     """
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The knobs that offer more than one answer."""
-        found: dict[str, BaseDistribution] = {}
-        for one in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            found |= one.distributions
-        return {name: distribution for name, distribution in found.items() if not distribution.single()}
+        """Nothing, as no trial but the parents is looked at."""
+        del study, trial
+        return {}
 
 
 class Mating:
@@ -43,12 +41,13 @@ class Mating:
     def __call__(
         self, study: Study, search_space: dict[str, BaseDistribution], parents: Sequence[FrozenTrial]
     ) -> dict[str, Any]:
-        """Answers of the child; what is left out is drawn evenly."""
+        """Answers of the child to knobs that offer more than one; what is left out is drawn evenly."""
+        del search_space
         ordered = sorted(parents, key=lambda one: one.number)
         first = ordered[int(self._rng.integers(len(ordered)))]
         mates = [one for one in ordered if one.params.get(ARCHITECTURE) == first.params.get(ARCHITECTURE)]
         second = mates[int(self._rng.integers(len(mates)))]
-        known = sorted(name for name in first.params if name in search_space)
+        known = sorted(name for name, knob in first.distributions.items() if not knob.single())
         child = {}
         for name in known:
             giver = second if self._rng.random() < 0.5 and name in second.params else first

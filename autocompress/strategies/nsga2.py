@@ -7,7 +7,7 @@ from typing import ClassVar
 from optuna.samplers import BaseSampler, NSGAIISampler
 
 from autocompress.strategies._base import STRATEGIES
-from autocompress.strategies._mating import AllKnobs, Mating
+from autocompress.strategies._mating import KnobsOfParents, Mating
 from autocompress.strategies._optuna import OptunaStrategy
 
 POPULATION = 20
@@ -29,5 +29,5 @@ class NSGA2(OptunaStrategy):
         return _Sampler(seed=seed, population_size=POPULATION, child_generation_strategy=Mating(seed))
 
 
-class _Sampler(AllKnobs, NSGAIISampler):
+class _Sampler(KnobsOfParents, NSGAIISampler):
     pass

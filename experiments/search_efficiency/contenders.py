@@ -15,7 +15,7 @@ from autocompress.space import Suggest, neutral, record_answers
 from autocompress.strategies import STRATEGIES, SearchStrategy
 from autocompress.strategies._base import Problem
 from autocompress.strategies._guided.solver import mutations
-from autocompress.strategies._mating import AllKnobs, Mating
+from autocompress.strategies._mating import KnobsOfParents, Mating
 from autocompress.strategies._optuna import OptunaStrategy
 from autocompress.strategies.guided import Guided, Parts
 
@@ -41,7 +41,7 @@ class NSGA3(OptunaStrategy):
         return _NSGA3(seed=seed, population_size=20, child_generation_strategy=Mating(seed))
 
 
-class _NSGA3(AllKnobs, NSGAIIISampler):
+class _NSGA3(KnobsOfParents, NSGAIIISampler):
     pass
 
 

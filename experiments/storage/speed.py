@@ -10,21 +10,19 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
 import numpy as np
-import optuna
 
 from autocompress.devices.detection import detect_profile
 from autocompress.landscapes import landscape
-from autocompress.objective import Objective, make_objectives
+from autocompress.objective import make_objectives
 from autocompress.plan import ORIGINAL, Plan, Scalar
 from autocompress.planner import planner, policy_plans, resolve_epochs
 from autocompress.probe import Probe, Sensitivity
@@ -38,9 +36,6 @@ from autocompress.strategies._base import Problem
 from experiments.provenance import commit, machine, versions
 from experiments.search_efficiency.asking import PROFILE, _original_alone, made_up, network, random_trial
 from experiments.storage.postgres import server
-
-FEW = 40
-"""Records of which a strategy is told that writes to the database itself; of all would take minutes."""
 
 
 class World:
@@ -63,8 +58,8 @@ class World:
         past = (random_trial(number, self._landscape, self._plan, self._rng) for number in range(1, records))
         self._past = [self._result(trial) for trial in (baseline, *map(self._with_all_answers, past))]
 
-    def begun(self, name: str, folder: Path, *, told: int | None = None) -> SearchStrategy:
-        """A strategy that has been told of all records, or of the first; the same proposals follow each time."""
+    def begun(self, name: str, folder: Path) -> SearchStrategy:
+        """A strategy that has been told of all records; the same proposals follow each time."""
         self._rng = np.random.default_rng(1)
         problem = Problem(
             plan=self._plan,
@@ -76,7 +71,7 @@ class World:
             landscapes={ORIGINAL: self._landscape},
         )
         strategy = STRATEGIES[name](problem)
-        for record in self._past[:told]:
+        for record in self._past:
             strategy.tell(record)
         return strategy
 
@@ -116,17 +111,6 @@ def databases() -> Iterator[Mapping[str, Database]]:
         }
 
 
-def straight(database: Database, name: str) -> Any:
-    """In the place of `new_study`: a study in the database itself."""
-
-    def new_study(objectives: Sequence[Objective], storage: object = None) -> optuna.Study:
-        url = database.url.render_as_string(hide_password=False)
-        directions = [objective.direction for objective in objectives]
-        return optuna.create_study(study_name=name, storage=url, directions=directions)
-
-    return new_study
-
-
 def measured(world: World, proposals: int) -> Iterator[dict[str, Any]]:
     """Seconds in which studies are written, and milliseconds of proposals with and without a database."""
     with databases() as found, tempfile.TemporaryDirectory() as name:
@@ -147,14 +131,6 @@ def measured(world: World, proposals: int) -> Iterator[dict[str, Any]]:
             with StudyCopy(directory, database, "followed"):
                 until_written(database, "followed", world.records)
                 yield {"way": f"{title} follows", **asked(world, begun, proposals)}
-        yield {
-            "way": f"no database, {FEW} records",
-            **asked(world, world.begun("tpe", Path(name), told=FEW), proposals),
-        }
-        for title, database in found.items():
-            with patch("autocompress.strategies._optuna.new_study", straight(database, "straight")):
-                other = world.begun("tpe", Path(name), told=FEW)
-                yield {"way": f"the search writes to {title}, {FEW} records", **asked(world, other, proposals)}
 
 
 def written_anew(directory: RunDirectory, database: Database) -> dict[str, float]:
