@@ -128,16 +128,17 @@ class Progress:
 
     Args:
         total: Records to come.
+        reports: Lines that are printed while they come.
         strategy: Being watched.
     """
 
-    def __init__(self, total: int, strategy: Watched) -> None:
-        self._total, self._strategy = total, strategy
+    def __init__(self, total: int, reports: int, strategy: Watched) -> None:
+        self._step, self._strategy = max(1, total // reports), strategy
         self._since, self._count = time.monotonic(), 0
 
     def __call__(self, snapshot: Snapshot) -> None:
         """A change of the search."""
-        if snapshot.complete - self._count < self._total // REPORTS:
+        if snapshot.complete - self._count < self._step:
             return
         now = time.monotonic()
         rate = (snapshot.complete - self._count) / (now - self._since)
@@ -166,6 +167,28 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace, path: Path) -> None:
+    pool = Sleepers(options.concurrent, 1) if options.over == "ray" else Threads(options.concurrent)
+    cpu = time.process_time()
+    try:
+        took_s = searched(options, path, pool, REPORTS)
+    finally:
+        pool.shutdown()
+    each_ms = (time.process_time() - cpu) / options.trials * 1000
+    print(
+        f"{options.trials} trials of {options.sleep:g} s, {options.concurrent} at a time over {options.over}: "
+        f"{took_s:.0f} s, {options.trials / took_s:.0f} records a second; {each_ms:.1f} ms of the driver each"
+    )
+
+
+def searched(options: argparse.Namespace, path: Path, pool: Any, reports: int | None) -> float:
+    """Seconds of a simulated search, of which each trial has one record in the end.
+
+    Args:
+        options: How it is to be.
+        path: Its run directory.
+        pool: Carries the trials out.
+        reports: Lines that are printed on the way.
+    """
     directory = RunDirectory.create(path)
     space = replace(resolve_epochs(load_space("joint"), 9), widths=(), depths=(), students=False, policies=())
     directory.write_config(_config(space, options))
@@ -175,10 +198,8 @@ def _run(options: argparse.Namespace, path: Path) -> None:
     )
     strategy = Watched(_strategy(space, options, path))
     strategy.tell(directory.records()[0])
-    pool = Sleepers(options.concurrent, 1) if options.over == "ray" else Threads(options.concurrent)
     if isinstance(pool, TrialExecutor):
         pool.begin(path)
-    progress = Progress(options.trials, strategy)
     loop = SearchLoop(
         directory=directory,
         strategy=strategy,  # type: ignore[arg-type]
@@ -186,19 +207,14 @@ def _run(options: argparse.Namespace, path: Path) -> None:
         clock=Clock(0.0, time.monotonic()),
         times=TrialTimes(0.01),
         interrupts=Interrupts(),
-        observer=progress,
+        observer=Progress(options.trials, reports, strategy) if reports else None,
     )
-    started, cpu = time.monotonic(), time.process_time()
+    started = time.monotonic()
     loop.run()
-    took = time.monotonic() - started
-    pool.shutdown()
+    took_s = time.monotonic() - started
     numbers = [record.number for record in directory.records()]
     assert sorted(numbers) == list(range(options.trials + 1)), "each has one record"
-    each_ms = (time.process_time() - cpu) / options.trials * 1000
-    print(
-        f"{options.trials} trials of {options.sleep:g} s, {options.concurrent} at a time over {options.over}: "
-        f"{took:.0f} s, {options.trials / took:.0f} records a second; {each_ms:.1f} ms of the driver's processor each"
-    )
+    return took_s
 
 
 def _config(space: SearchSpace, options: argparse.Namespace) -> RunConfig:
