@@ -33,7 +33,7 @@ def gained(yardstick: Yardstick, models: Models, front: Collection[Result], at_w
     """What models would add to a front, and to the trials at work as they are expected to end."""
     places = [*_believed(models, front), *_expected(models, at_work)]
     if yardstick.is_weighted:
-        best = min(float(yardstick.weighted(loss, shares)[0]) for loss, shares in places)
+        best = min(float(yardstick.weighted(loss, shares).min()) for loss, shares in places)
         return lambda loss, shares: np.maximum(0.0, best - yardstick.weighted(loss, shares))
     found = np.vstack([yardstick.axes(loss, shares) for loss, shares in places])
     gain = Gain(found)
@@ -56,17 +56,21 @@ def believed_losses(models: Models, results: Collection[Result]) -> dict[int, fl
 
 def _believed(models: Models, front: Collection[Result]) -> Iterator[tuple[Array, dict[str, Array]]]:
     """Losses and shares of a front as the models believe in it."""
-    losses = believed_losses(models, front)
-    for result in front:
-        yield np.array([losses[result.number]]), result.share_rows
+    if front:
+        losses = believed_losses(models, front)
+        names = frozenset[str].intersection(*(frozenset(result.shares) for result in front))
+        shares = {name: np.array([result.shares[name] for result in front]) for name in names}
+        yield np.array([losses[result.number] for result in front]), shares
 
 
 def _expected(models: Models, at_work: Collection[AtWork]) -> Iterator[tuple[Array, dict[str, Array]]]:
-    """Loss and shares that the trials at work are expected to have."""
-    for architecture, point, epochs in at_work:
-        loss, _ = models.accuracy.predict(architecture, point[None], np.array([epochs]))
-        costs = models.costs.predict(architecture, point[None])
-        yield restored(loss), {name: mean for name, (mean, _) in costs.items()}
+    """Losses and shares that the trials at work are expected to have, by architecture."""
+    for architecture in dict.fromkeys(name for name, _, _ in at_work):
+        some = [(point, epochs) for name, point, epochs in at_work if name == architecture]
+        points, epochs = np.array([point for point, _ in some]), np.array([epochs for _, epochs in some])
+        losses, _ = models.accuracy.predict(architecture, points, epochs)
+        costs = models.costs.predict(architecture, points)
+        yield restored(losses), {name: mean for name, (mean, _) in costs.items()}
 
 
 def worth(yardstick: Yardstick, models: Models, gain: Gained, candidates: Candidates) -> Array:
