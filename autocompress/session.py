@@ -269,7 +269,8 @@ def search_in(directory: RunDirectory, config: RunConfig, description: Descripti
 
 
 def mend(directory: RunDirectory) -> None:
-    """Make it safe to append to records that a crash cut short; what was set aside is logged."""
+    """Make it safe to append to records that a crash cut short, and delete half files; what was set aside is logged."""
+    directory.forget_unfinished()
     torn = directory.repair()
     if torn:
         directory.log(f"records.jsonl ended in a line cut short ({torn} bytes); set aside in records.jsonl.torn")

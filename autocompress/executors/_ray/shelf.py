@@ -86,8 +86,7 @@ class Shelf:
 
 def whole_files(folder: Path) -> frozenset[str]:
     """Names of the files of a folder, without those that are being written."""
-    names = (file.name for file in folder.iterdir())
-    return frozenset(name for name in names if not name.startswith(".") and not name.endswith(".partial"))
+    return frozenset(file.name for file in folder.iterdir() if not file.name.startswith("."))
 
 
 def start_shelf(run_id: str) -> Any:
