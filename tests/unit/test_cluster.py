@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput, TaskFailed
 from autocompress.executors import EXECUTORS
-from autocompress.executors._ray.shelf import Shelf
+from autocompress.executors._ray import mirror
+from autocompress.executors._ray.shelf import Shelf, whole_files
 from autocompress.executors._ray.tasks import opened, title, work
 from autocompress.formats import onnx_runtime
 from autocompress.formats.onnx_export import export
@@ -84,6 +86,53 @@ def test_a_shelf_has_nothing_outside_of_its_folder(name: str, tmp_path: Path) ->
     for act in (lambda: shelf.get(name), lambda: shelf.put(name, b""), lambda: shelf.drop(name)):
         with pytest.raises(InvalidInput, match="expected a name without a folder"):
             act()
+
+
+class AtHand:
+    """An actor of this process, and the part of Ray that calls it."""
+
+    def __init__(self, actor: object) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=getattr(self._actor, name))
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """One that a mirror reaches without Ray."""
+    monkeypatch.setattr(mirror, "the_ray", lambda: SimpleNamespace(get=lambda result: result))
+    return Shelf()
+
+
+def test_a_mirror_has_what_workers_make_and_make_anew_and_drops_what_the_search_does(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    directory = RunDirectory.create(tmp_path / "run")
+    ours = directory.path / "artifacts"
+    (ours / "a.onnx").write_bytes(b"ours")
+    mirrored = mirror.Mirror(AtHand(shelf), directory.path)
+    assert shelf.get("a.onnx") == b"ours"
+    shelf.put("b.onnx", b"first")
+    mirrored.renew()
+    assert (ours / "b.onnx").read_bytes() == b"first"
+    shelf.put("b.onnx", b"again")
+    mirrored.renew()
+    assert (ours / "b.onnx").read_bytes() == b"again", "as many bytes, but others"
+    (ours / "b.onnx").unlink()
+    mirrored.renew()
+    assert (shelf.names(), whole_files(ours)) == ({"a.onnx"}, {"a.onnx"})
+
+
+def test_a_mirror_fetches_nothing_twice(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, fetched = RunDirectory.create(tmp_path / "run"), list[str]()
+    (directory.path / "artifacts" / "a.onnx").write_bytes(b"ours")
+    mirrored = mirror.Mirror(AtHand(shelf), directory.path)
+    monkeypatch.setattr(shelf, "get", lambda name: fetched.append(name) or Shelf.get(shelf, name))
+    shelf.put("b.onnx", b"theirs")
+    mirrored.renew()
+    mirrored.renew()
+    assert fetched == ["b.onnx"]
 
 
 @dataclass(frozen=True)

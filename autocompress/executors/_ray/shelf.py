@@ -16,6 +16,10 @@ CALLS = 8
 """Calls that it answers at the same time."""
 
 
+State = tuple[int, int]
+"""When a file was written, in nanoseconds, and its bytes."""
+
+
 class Shelf:
     """Reads and writes `artifacts/` of one run; names are those of files there."""
 
@@ -42,6 +46,10 @@ class Shelf:
     def names(self) -> frozenset[str]:
         """The files that there are, whole."""
         return whole_files(self._artifacts)
+
+    def states(self) -> dict[str, State]:
+        """The same files with what tells the content of each from that of before."""
+        return {name: state for name in self.names() if (state := _state(self._artifacts / name)) is not None}
 
     def get(self, name: str) -> bytes | None:
         """The content of a file, or None."""
@@ -87,6 +95,15 @@ class Shelf:
 def whole_files(folder: Path) -> frozenset[str]:
     """Names of the files of a folder, without those that are being written."""
     return frozenset(file.name for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def _state(path: Path) -> State | None:
+    """The state of a file; None if it is gone."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def start_shelf(run_id: str) -> Any:
