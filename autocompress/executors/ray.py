@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from autocompress.cluster import ALONE, Cluster
 from autocompress.executors._base import EXECUTORS, WORKER_BYTES, TrialExecutor
 from autocompress.executors._ray.connecting import (
+    PATIENCE_S,
     connect,
     fitting,
     hold,
@@ -27,7 +28,7 @@ from autocompress.executors._ray.connecting import (
 )
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.mirror import Mirror
-from autocompress.executors._ray.shelf import start_shelf
+from autocompress.executors._ray.shelf import end_shelf, start_shelf
 from autocompress.executors._ray.site import DEVICE, RaySite
 from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, title, work
 
@@ -174,7 +175,11 @@ class RayExecutor(TrialExecutor):
             call.future.set_exception(BrokenExecutor("dropped"))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the connection to the cluster once all tasks have ended; at once with `cancel_futures`."""
+        """End the connection to the cluster once all tasks have ended; at once with `cancel_futures`.
+
+        Nodes keep no copies of the run's files.
+        """
+        ray, begun = the_ray(), list(self._running)
         if cancel_futures:
             self.kill()
         elif wait:
@@ -184,6 +189,9 @@ class RayExecutor(TrialExecutor):
         try:
             if self._marker is not None:
                 self._marker.unlink(missing_ok=True)
-            the_ray().kill(self._shelf)
+            with suppress(ray.exceptions.RayError):  # what is lost already needs no end
+                if begun:
+                    ray.wait(begun, num_returns=len(begun), timeout=PATIENCE_S)
+                end_shelf(self._shelf, self._run_id)
         finally:
             release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import autocompress
 from autocompress.devices import resolve_profile
 from autocompress.errors import DeviceUnavailable, InvalidInput
+from autocompress.executors._ray.folders import OF_NODE
 from autocompress.executors.ray import RayExecutor
 from autocompress.record import TAKEN_UP
 from autocompress.run_directory import RunDirectory
@@ -45,9 +47,19 @@ def test_a_search_on_nodes_that_do_not_see_its_folder(
         executor.site.marker.unlink()
 
     monkeypatch.setattr(RayExecutor, "begin", begin_apart)
+    copies = set[Path]()
     run = autocompress.search(
-        TASK, trials=6, executor="ray", address=cluster.address, workers=3, output=tmp_path / "run", strategy="guided"
+        TASK,
+        trials=6,
+        executor="ray",
+        address=cluster.address,
+        workers=3,
+        output=tmp_path / "run",
+        strategy="guided",
+        observer=lambda snapshot: copies.update(Path(tempfile.gettempdir()).glob(f"{OF_NODE}*")),
     )
+    assert copies
+    assert not [folder for folder in copies if folder.exists()]
     records = RunDirectory.open(run.path).records()
     assert sorted(record.number for record in records) == list(range(7))
     complete = [record for record in records if record.status == "complete"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput, TaskFailed
 from autocompress.executors import EXECUTORS
-from autocompress.executors._ray import mirror
+from autocompress.executors._ray import folders, mirror
 from autocompress.executors._ray.shelf import Shelf, whole_files
 from autocompress.executors._ray.tasks import opened, title, work
 from autocompress.formats import onnx_runtime
@@ -99,8 +101,9 @@ class AtHand:
 
 
 @pytest.fixture
-def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
+def shelf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shelf:
     """One that a mirror reaches without Ray."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(mirror, "the_ray", lambda: SimpleNamespace(get=lambda result: result))
     return Shelf()
 
@@ -133,6 +136,42 @@ def test_a_mirror_fetches_nothing_twice(shelf: Shelf, tmp_path: Path, monkeypatc
     mirrored.renew()
     mirrored.renew()
     assert fetched == ["b.onnx"]
+
+
+def test_copies_of_a_search_from_outside_of_the_cluster_go_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shelf = Shelf()
+    shelf.begin("")
+    shelf.put("a.onnx", b"model")
+    assert len(list(tmp_path.glob(f"{folders.OF_SHELF}*/artifacts/a.onnx"))) == 1
+    shelf.receive("a node")
+    assert shelf.end() == {"a node"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_directory_stays_when_its_shelf_ends(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path / "run")
+    shelf = Shelf()
+    shelf.begin(str(tmp_path / "run"))
+    shelf.put("a.onnx", b"model")
+    shelf.end()
+    assert shelf.get("a.onnx") == b"model"
+
+
+def test_a_node_removes_copies_of_searches_that_were_killed_long_ago_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = folders.node_folder("mine")
+    left, busy, other = folders.node_folder("left"), folders.node_folder("busy"), tmp_path / "other"
+    for folder in (left, busy, other):
+        (folder / "artifacts").mkdir(parents=True)
+        os.utime(folder, (0, 0))
+    folders.occupy(busy)
+    folders.occupy(mine)
+    assert set(tmp_path.iterdir()) == {mine, busy, other}
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InvalidInput
-from autocompress.executors._ray.connecting import NAMESPACE, search_node, the_ray
+from autocompress.executors._ray.connecting import NAMESPACE, PATIENCE_S, search_node, the_ray
+from autocompress.executors._ray.folders import OF_SHELF, remove, remove_abandoned, remove_on_nodes
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import write_atomically
 
@@ -28,12 +30,25 @@ class Shelf:
         self._lines: list[str] | None = None
         self._writing = threading.Lock()
         self._carried: dict[str, bytes] = {}
+        self._guests: set[str] = set()
 
     def begin(self, run: str) -> None:
         """Serve the files of a run from now on; an empty name stands for copies, which the search looks after."""
         self._lines = None if run else []
-        self._run = Path(run or tempfile.mkdtemp(prefix="autocompress-shelf-"))
+        self._run = Path(run or tempfile.mkdtemp(prefix=OF_SHELF))
         self._artifacts.mkdir(exist_ok=True)
+        if not run:
+            remove_abandoned()
+
+    def receive(self, node: str) -> None:
+        """Remember that a node keeps copies."""
+        self._guests.add(node)
+
+    def end(self) -> frozenset[str]:
+        """Remove the copies that there are here; the nodes that keep some."""
+        if self._run is not None and self._lines is not None:
+            remove(self._run)
+        return frozenset(self._guests)
 
     def carry(self, path: str, content: bytes) -> None:
         """Have a file of the search's machine for everybody."""
@@ -49,6 +64,7 @@ class Shelf:
 
     def states(self) -> dict[str, State]:
         """The same files with what tells the content of each from that of before."""
+        os.utime(self._artifacts.parent)  # it is in use
         return {name: state for name in self.names() if (state := _state(self._artifacts / name)) is not None}
 
     def get(self, name: str) -> bytes | None:
@@ -112,6 +128,16 @@ def start_shelf(run_id: str) -> Any:
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(search_node(), soft=False)
     actor = ray.remote(num_cpus=0, max_concurrency=CALLS)(Shelf)
     return actor.options(name=shelf_name(run_id), namespace=NAMESPACE, scheduling_strategy=here).remote()
+
+
+def end_shelf(shelf: Any, run_id: str) -> None:
+    """End the actor, and remove all copies of a run that are in the cluster."""
+    ray = the_ray()
+    try:
+        nodes = ray.get(shelf.end.remote(), timeout=PATIENCE_S)
+    finally:
+        ray.kill(shelf)  # without it no worker that is late makes a folder again
+    remove_on_nodes(run_id, nodes)
 
 
 def shelf_name(run_id: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from filelock import FileLock
 
 from autocompress.errors import DeviceUnavailable
 from autocompress.executors._ray.connecting import NAMESPACE, the_ray
+from autocompress.executors._ray.folders import node_folder, occupy
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.shelf import shelf_name
 from autocompress.executors._ray.tasks import WITHOUT_GPUS, opened, title, work
@@ -67,8 +67,8 @@ class RaySite(Site):
         """The run directory, or a folder of this node whose files are those of it that were needed here."""
         if self._is_at_hand:
             return run
+        self._occupy()
         folder = self._scratch / "artifacts"
-        self._scratch.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(exist_ok=True)
         known = self._ask("names")
         for file in folder.glob("*.safetensors"):
@@ -80,8 +80,8 @@ class RaySite(Site):
         """The file itself, or a copy; one for all workers of the node."""
         if path.exists():
             return path
+        self._occupy()
         copy = self._scratch / path.name
-        copy.parent.mkdir(mode=0o700, exist_ok=True)
         with FileLock(copy.with_suffix(".lock")):
             if not copy.exists():
                 write_atomically(copy, self._ask("carried", str(path)))
@@ -172,7 +172,13 @@ class RaySite(Site):
 
     @property
     def _scratch(self) -> Path:
-        return Path(tempfile.gettempdir()) / f"autocompress-{self.run_id}"
+        return node_folder(self.run_id)
+
+    def _occupy(self) -> None:
+        """Have the folder for copies on this node, and let the search know, which removes it in the end."""
+        if not self._scratch.is_dir():
+            self._ask("receive", the_ray().get_runtime_context().get_node_id())
+        occupy(self._scratch)
 
     def _ask(self, method: str, *args: object) -> Any:
         return the_ray().get(getattr(_shelf(self.run_id), method).remote(*args))
