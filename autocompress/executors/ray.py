@@ -173,6 +173,9 @@ class RayExecutor(TrialExecutor):
         for reference, call in dropped.items():
             the_ray().cancel(reference, force=True)
             call.future.set_exception(BrokenExecutor("dropped"))
+        if dropped:
+            with suppress(the_ray().exceptions.RayError):  # it is lost, and with it what measures
+                the_ray().get(self._shelf.drop_meter.remote(), timeout=PATIENCE_S)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the connection to the cluster once all tasks have ended; at once with `cancel_futures`.

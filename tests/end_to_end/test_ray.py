@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 import autocompress
+from autocompress.cluster import Cluster
 from autocompress.devices import resolve_profile
 from autocompress.errors import DeviceUnavailable, InvalidInput
 from autocompress.executors._ray.folders import OF_NODE
+from autocompress.executors._ray.meter import at_once
 from autocompress.executors.ray import RayExecutor
 from autocompress.record import TAKEN_UP
 from autocompress.run_directory import RunDirectory
 from autocompress.snapshot import Snapshot
+from tests.calls import share_device
 
 TASK = str(Path(__file__).parents[1] / "tasks" / "stripes.py")
 
@@ -27,9 +30,9 @@ ray = pytest.importorskip("ray")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A head without processors for trials, and two nodes with one each."""
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster as Nodes
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
     for _ in range(2):
         made.add_node(num_cpus=1)
     yield made
@@ -95,6 +98,17 @@ def test_a_node_that_is_lost_takes_no_trial_with_it(cluster: Any, tmp_path: Path
     records = RunDirectory.open(run.path).records()
     assert sorted(record.number for record in records) == list(range(7))
     assert not [record.reason for record in records if record.status == "failed"]
+
+
+def test_few_measure_at_a_time_on_the_node_of_the_search_however_many_ask(cluster: Any) -> None:
+    executor = RayExecutor(6, 1, Cluster(cluster.address))
+    try:
+        asked = [executor.submit(share_device, executor.site, resolve_profile("local"), 2.0) for _ in range(6)]
+        found = [future.result(240) for future in asked]
+    finally:
+        executor.shutdown(cancel_futures=True)
+    assert len({process for process, _ in found}) == 1
+    assert 2 <= max(count for _, count in found) <= at_once()
 
 
 def test_a_machine_that_a_node_declares_is_measured_on_there_alone(cluster: Any, tmp_path: Path) -> None:

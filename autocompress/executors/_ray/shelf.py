@@ -1,4 +1,4 @@
-"""The files of a run for nodes that don't see its folder: an actor beside the search has them."""
+"""What an actor beside the search has for all nodes: the files of a run, where they don't see it, and what measures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from autocompress.errors import InvalidInput
 from autocompress.executors._ray.connecting import NAMESPACE, PATIENCE_S, search_node, the_ray
 from autocompress.executors._ray.folders import OF_SHELF, remove, remove_abandoned, remove_on_nodes
+from autocompress.executors._ray.meter import start_meter
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import write_atomically
 
@@ -31,6 +32,8 @@ class Shelf:
         self._writing = threading.Lock()
         self._carried: dict[str, bytes] = {}
         self._guests: set[str] = set()
+        self._meter: Any = None
+        self._starting = threading.Lock()
 
     def begin(self, run: str) -> None:
         """Serve the files of a run from now on; an empty name stands for copies, which the search looks after."""
@@ -45,7 +48,8 @@ class Shelf:
         self._guests.add(node)
 
     def end(self) -> frozenset[str]:
-        """Remove the copies that there are here; the nodes that keep some."""
+        """Remove the copies that there are here, and end what measures; the nodes that keep copies."""
+        self.drop_meter()
         if self._run is not None and self._lines is not None:
             remove(self._run)
         return frozenset(self._guests)
@@ -57,6 +61,20 @@ class Shelf:
     def carried(self, path: str) -> bytes:
         """The content of such a file."""
         return self._carried[path]
+
+    def meter(self) -> Any:
+        """What measures on this node for workers on others; it begins when it is asked for."""
+        with self._starting:
+            if self._meter is None:
+                self._meter = start_meter()
+            return self._meter
+
+    def drop_meter(self) -> None:
+        """End what measures, whatever it is at and has been asked for; the next call for it begins another."""
+        with self._starting:
+            if self._meter is not None:
+                the_ray().kill(self._meter)
+                self._meter = None
 
     def names(self) -> frozenset[str]:
         """The files that there are, whole."""

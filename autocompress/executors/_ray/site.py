@@ -125,16 +125,14 @@ class RaySite(Site):
         Raises:
             DeviceUnavailable: If no node has had the machine for as long as the profile waits.
         """
-        ray = the_ray()
-        resource = device_resource(profile)
-        options: dict[str, Any] = {"runtime_env": WITHOUT_GPUS}
-        if resource in self.declared:
-            options["resources"] = {resource: 1}
-        else:
-            affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-            options["scheduling_strategy"] = affinity(self.search_node, soft=False)
-        name = f"measure on {profile.name}: {ray.get_runtime_context().get_task_name()}"
-        return self._stage(_stage_task().options(name=name, **options), name, function, args, profile)
+        name = f"measure on {profile.name}: {the_ray().get_runtime_context().get_task_name()}"
+        if device_resource(profile) not in self.declared:
+            measured: T = self._stage(lambda: self._ask("meter").work.options(name=name).remote(function, args), name)
+            return measured
+        options = {"name": name, "runtime_env": WITHOUT_GPUS, "resources": {device_resource(profile): 1}}
+        task = _stage_task().options(**options)
+        found: T = self._stage(lambda: task.remote(function, args, self.threads), name, profile)
+        return found
 
     @property
     def trains_here(self) -> bool:
@@ -144,24 +142,19 @@ class RaySite(Site):
     def at_trainer(self, function: Callable[..., T], *args: object) -> T:
         """Call a function in a process that has been given GPUs."""
         name = title(function, args)
-        return self._stage(_training_task(self.gpus_per_trial).options(name=name), name, function, args)
+        task = _training_task(self.gpus_per_trial).options(name=name)
+        found: T = self._stage(lambda: task.remote(function, args, self.threads), name)
+        return found
 
-    def _stage(
-        self,
-        task: Any,
-        name: str,
-        function: Callable[..., T],
-        args: tuple[object, ...],
-        profile: HardwareProfile | None = None,
-    ) -> T:
+    def _stage(self, begin: Callable[[], Any], name: str, profile: HardwareProfile | None = None) -> Any:
         """The result of a task within this one, whose CPUs others may have meanwhile; a lost one is begun again."""
         ray = the_ray()
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                reference = task.remote(function, args, self.threads)
-                if profile is not None and device_resource(profile) in self.declared:
+                reference = begin()
+                if profile is not None:
                     _await_device(reference, profile)
-                return opened(ray.get(reference))  # type: ignore[no-any-return]
+                return opened(ray.get(reference))
             except ray.exceptions.RayError as error:
                 reason = loss(error)
                 if not reason or attempt == ATTEMPTS:
