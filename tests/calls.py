@@ -36,3 +36,11 @@ def share_process(seconds: float) -> tuple[int, int]:
 def share_device(site: Site, profile: HardwareProfile, seconds: float) -> tuple[int, int]:
     """The same where a machine measures."""
     return site.at_device(profile, share_process, seconds)
+
+
+def train_with_patience(site: Site, seconds: float) -> int:
+    """Have a call made where models are trained, and wait so long for such a place where there is none."""
+    from autocompress.executors._ray import site as sites
+
+    sites.TRAINER_WAIT_S = seconds
+    return site.at_trainer(os.getpid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ from autocompress.executors._ray.connecting import (
 )
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.mirror import Mirror
+from autocompress.executors._ray.needs import Need, Watch
 from autocompress.executors._ray.shelf import end_shelf, start_shelf
 from autocompress.executors._ray.site import DEVICE, RaySite
 from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, title, work
@@ -84,6 +86,7 @@ class RayExecutor(TrialExecutor):
         self._kills = 0
         """How often all work was ended: what began before is not begun again."""
 
+        self._watch = Watch(_need(threads, memory_bytes), lambda: bool(self._running), self._say)
         self._marker: Path | None = None
         self._mirror: Mirror | None = None
         # what comes back is looked at in a thread of our own: Ray's must not wait for Ray
@@ -165,6 +168,10 @@ class RayExecutor(TrialExecutor):
                 self._mirror.renew()
             done.result().settle(call.future)
 
+    def _say(self, event: str) -> None:
+        """Tell whoever listens by now."""
+        self.tell(event)
+
     def kill(self) -> None:
         """Cancel every task; workers that run one end with it."""
         with self._lock:
@@ -189,6 +196,7 @@ class RayExecutor(TrialExecutor):
             for call in list(self._running.values()):
                 call.future.exception()
         self._desk.shutdown(wait=wait)
+        self._watch.end()
         try:
             if self._marker is not None:
                 self._marker.unlink(missing_ok=True)
@@ -198,3 +206,14 @@ class RayExecutor(TrialExecutor):
                 end_shelf(self._shelf, self._run_id)
         finally:
             release()
+
+
+def _need(threads: int, memory_bytes: float) -> Need:
+    """What a trial needs of its node."""
+    return Need(
+        {"CPU": threads, "memory": memory_bytes},
+        whose="trials",
+        what=f"{threads} CPU{'s' * (threads > 1)} and {memory_bytes / 1e9:.1f} GB of memory",
+        advice="trials run on no others; start one with ray start --address HEAD",
+        wait_s=math.inf,
+    )

@@ -274,7 +274,7 @@ class SearchLoop:
         self._drop("no device")
         self._telling.end("failed", f"{type(error).__name__}: {one_line(error)}")
         raise DeviceUnavailable(
-            f"{error}. Nothing that was measured is lost; go on once there is a device: autocompress search --resume "
+            f"{error}. Nothing that was measured is lost; go on once there is one: autocompress search --resume "
             f"{shlex.quote(str(self._findings.directory.path))}"
         ) from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from autocompress.executors.ray import RayExecutor
 from autocompress.record import TAKEN_UP
 from autocompress.run_directory import RunDirectory
 from autocompress.snapshot import Snapshot
-from tests.calls import share_device
+from tests.calls import share_device, train_with_patience
 
 TASK = str(Path(__file__).parents[1] / "tasks" / "stripes.py")
 
@@ -38,6 +40,13 @@ def cluster() -> Iterator[Any]:
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 def test_a_search_on_nodes_that_do_not_see_its_folder(
@@ -157,6 +166,40 @@ def test_training_has_gpus_of_the_cluster(cluster: Any, tmp_path: Path) -> None:
     trained = [record for record in records if record.status == "complete" and record.plan.recovery.epochs]
     assert trained
     assert all("recovered_score" in record.details and TAKEN_UP not in record.details for record in trained)
+
+
+def test_training_gives_up_where_its_gpus_are_gone_for_good(cluster: Any, tmp_path: Path) -> None:
+    node, lines = cluster.add_node(num_cpus=1, num_gpus=4), list[str]()
+    executor = RayExecutor(1, 1, Cluster(cluster.address, gpus_per_trial=4))
+    try:
+        run = RunDirectory.create(tmp_path / "run").path
+        executor.begin(run)
+        assert executor.submit(train_with_patience, executor.site, 3.0).result(120) > 0
+        cluster.remove_node(node)
+        with pytest.raises(DeviceUnavailable, match="gpus per trial 4: no node of the cluster has had 4 GPUs and a CPU"):
+            executor.submit(train_with_patience, executor.site, 3.0).result(120)
+        lines += (run / "log.txt").read_text().splitlines()
+    finally:
+        executor.shutdown(cancel_futures=True)
+    assert sum("machines with 4 GPUs and a CPU are waited for, up to 3s" in line for line in lines) == 1
+
+
+def test_a_search_says_that_no_node_is_left_for_its_trials(cluster: Any) -> None:
+    node, lines = cluster.add_node(num_cpus=5), list[str]()
+    executor = RayExecutor(1, 5, Cluster(cluster.address))
+    executor.tell = lines.append
+    try:
+        assert executor.submit(pow, 2, 3).result(120) == 8
+        cluster.remove_node(node)
+        waiting = executor.submit(pow, 2, 4)
+        wait_until(lambda: len(lines) == 1)
+        cluster.add_node(num_cpus=5)
+        assert waiting.result(120) == 16
+        wait_until(lambda: len(lines) == 2)
+    finally:
+        executor.shutdown(cancel_futures=True)
+    assert re.match(r"machines with 5 CPUs and 1\.5 GB of memory are waited for; trials run on no others", lines[0])
+    assert lines[1] == "machines with 5 CPUs and 1.5 GB of memory are back"
 
 
 def test_gpus_that_no_node_has_are_refused(cluster: Any, tmp_path: Path) -> None:

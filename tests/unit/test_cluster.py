@@ -13,7 +13,7 @@ import pytest
 from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput, TaskFailed
 from autocompress.executors import EXECUTORS
-from autocompress.executors._ray import folders, mirror
+from autocompress.executors._ray import connecting, folders, mirror
 from autocompress.executors._ray.shelf import Shelf, whole_files
 from autocompress.executors._ray.tasks import opened, title, work
 from autocompress.formats import onnx_runtime
@@ -172,6 +172,45 @@ def test_a_node_removes_copies_of_searches_that_were_killed_long_ago_alone(
     folders.occupy(busy)
     folders.occupy(mine)
     assert set(tmp_path.iterdir()) == {mine, busy, other}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "given"),
+    [
+        ([(8, 64e9)], (4, 1.5e9), (4, 1.5e9)),
+        ([(2, 64e9), (1, 64e9)], (4, 1.5e9), (2, 1.5e9)),
+        ([(8, 1e9), (2, 64e9)], (4, 1.5e9), (2, 1.5e9)),
+        ([(8, 1e9)], (4, 1.5e9), (4, 1e9)),
+        ([], (4, 1.5e9), (4, 1.5e9)),
+    ],
+)
+def test_a_task_asks_for_no_more_than_some_node_has(
+    nodes: list[tuple[int, float]],
+    asked: tuple[int, float],
+    given: tuple[int, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_nodes(monkeypatch, nodes)
+    assert connecting.fitting(*asked) == given
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "threads"),
+    [([8], 8, 1), ([8], 2, 4), ([8], 3, 2), ([16, 4], 2, 8), ([16, 4], 5, 4), ([2, 2], 9, 1), ([], 3, 1)],
+)
+def test_trials_have_the_threads_that_let_all_run_at_the_same_time(
+    cpus: list[int], workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_nodes(monkeypatch, [(count, 64e9) for count in cpus])
+    assert connecting.threads_for(workers) == threads
+
+
+def has_nodes(monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[int, float]]) -> None:
+    """Have Ray tell of nodes with so many CPUs and bytes of memory, of one without CPUs, and of one that is lost."""
+    resources = [{"CPU": float(cpus), "memory": memory} for cpus, memory in nodes]
+    told = [{"Alive": True, "Resources": has} for has in [*resources, {"memory": 64e9}]]
+    told.append({"Alive": False, "Resources": {"CPU": 99.0, "memory": 99e9}})
+    monkeypatch.setattr(connecting, "the_ray", lambda: SimpleNamespace(nodes=lambda: told))
 
 
 @dataclass(frozen=True)
