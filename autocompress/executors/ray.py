@@ -22,10 +22,12 @@ from autocompress.executors._ray.connecting import (
     fitting,
     hold,
     is_client,
+    node_cpus,
     release,
     require_gpus,
     search_node,
     the_ray,
+    threads_for,
 )
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.mirror import Mirror
@@ -93,10 +95,17 @@ class RayExecutor(TrialExecutor):
         self._desk = ThreadPoolExecutor(1, thread_name_prefix="autocompress-ray")
 
     @classmethod
-    def usual_workers(cls, cluster: Cluster) -> int:
-        """One for each CPU that the cluster has now."""
+    def usual_workers(cls, cluster: Cluster, *, takes_wall_time: bool) -> int:
+        """One for each CPU that the cluster has now; one alone where timing would suffer, as all is one machine."""
         connect(cluster.address)
-        return max(1, int(the_ray().cluster_resources().get("CPU", 1)))
+        cpus = node_cpus()
+        return 1 if takes_wall_time and len(cpus) == 1 else max(1, sum(cpus))
+
+    @classmethod
+    def usual_threads(cls, workers: int, cluster: Cluster) -> int:
+        """As many as let all trials run at the same time on the nodes that the cluster has now."""
+        connect(cluster.address)
+        return threads_for(workers)
 
     @property
     def site(self) -> RaySite:

@@ -176,7 +176,7 @@ def test_training_gives_up_where_its_gpus_are_gone_for_good(cluster: Any, tmp_pa
         executor.begin(run)
         assert executor.submit(train_with_patience, executor.site, 3.0).result(120) > 0
         cluster.remove_node(node)
-        with pytest.raises(DeviceUnavailable, match="gpus per trial 4: no node of the cluster has had 4 GPUs and a CPU"):
+        with pytest.raises(DeviceUnavailable, match="no node of the cluster has had 4 GPUs and a CPU for"):
             executor.submit(train_with_patience, executor.site, 3.0).result(120)
         lines += (run / "log.txt").read_text().splitlines()
     finally:

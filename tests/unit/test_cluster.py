@@ -205,6 +205,15 @@ def test_trials_have_the_threads_that_let_all_run_at_the_same_time(
     assert connecting.threads_for(workers) == threads
 
 
+@pytest.mark.parametrize(("cpus", "takes_wall_time", "workers"), [([8], False, 8), ([8], True, 1), ([8, 4], True, 12)])
+def test_one_trial_runs_at_a_time_where_another_would_disturb_its_timing(
+    cpus: list[int], takes_wall_time: bool, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_nodes(monkeypatch, [(count, 64e9) for count in cpus])
+    monkeypatch.setattr("autocompress.executors.ray.connect", lambda address: None)
+    assert EXECUTORS["ray"].usual_workers(Cluster(), takes_wall_time=takes_wall_time) == workers
+
+
 def has_nodes(monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[int, float]]) -> None:
     """Have Ray tell of nodes with so many CPUs and bytes of memory, of one without CPUs, and of one that is lost."""
     resources = [{"CPU": float(cpus), "memory": memory} for cpus, memory in nodes]

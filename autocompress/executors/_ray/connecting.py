@@ -168,9 +168,14 @@ def fitting(threads: int, memory_bytes: float) -> tuple[int, float]:
 
 def threads_for(workers: int) -> int:
     """The most threads of each that let so many tasks run at the same time on the nodes as they are; 1 at least."""
-    rooms = [cpus for cpus, _ in _rooms()]
-    counts = range(max(rooms, default=1), 1, -1)
-    return next((count for count in counts if sum(cpus // count for cpus in rooms) >= workers), 1)
+    cpus = node_cpus()
+    counts = range(max(cpus, default=1), 1, -1)
+    return next((count for count in counts if sum(each // count for each in cpus) >= workers), 1)
+
+
+def node_cpus() -> list[int]:
+    """CPUs of every node that has one."""
+    return [cpus for cpus, _ in _rooms()]
 
 
 def _rooms() -> list[tuple[int, float]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from autocompress.executors._ray.connecting import the_ray
@@ -17,9 +19,18 @@ others load and weigh theirs: a core is busy with each, and a machine is kept bu
 class Meter:
     """Carries out calls, each in a thread of its own; more than fit wait for their turn, first come, first served."""
 
-    def work(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-        """Call a function."""
-        return attempt(function, args)
+    def __init__(self) -> None:
+        self._quiet = threading.Lock()
+
+    def work(self, function: Callable[..., Any], args: tuple[Any, ...], *, is_quiet: bool = False) -> Outcome:
+        """Call a function.
+
+        Args:
+            function, args: The call.
+            is_quiet: Whether it times by the clock on the wall, so that no other of these is to be at work meanwhile.
+        """
+        with self._quiet if is_quiet else nullcontext():
+            return attempt(function, args)
 
 
 def start_meter() -> Any:

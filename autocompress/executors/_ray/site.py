@@ -124,12 +124,18 @@ class RaySite(Site):
         """
         name = f"measure on {profile.name}: {the_ray().get_runtime_context().get_task_name()}"
         if device_resource(profile) not in self.declared:
-            measured: T = self._stage(lambda: self._ask("meter").work.options(name=name).remote(function, args), name)
+            call = partial(self._measure_beside_search, name, function, args, is_quiet=profile.threads > 1)
+            measured: T = self._stage(call, name)
             return measured
         options = {"name": name, "runtime_env": WITHOUT_GPUS, "resources": {device_resource(profile): 1}}
         task = _stage_task().options(**options)
         found: T = self._stage(lambda: task.remote(function, args, self.threads), name, _device_need(profile))
         return found
+
+    def _measure_beside_search(
+        self, name: str, function: Callable[..., T], args: tuple[object, ...], *, is_quiet: bool
+    ) -> Any:
+        return self._ask("meter").work.options(name=name).remote(function, args, is_quiet=is_quiet)
 
     @property
     def trains_here(self) -> bool:
