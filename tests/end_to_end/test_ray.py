@@ -114,6 +114,11 @@ def test_few_measure_at_a_time_on_the_node_of_the_search_however_many_ask(cluste
     try:
         asked = [executor.submit(share_device, executor.site, resolve_profile("local"), 2.0) for _ in range(6)]
         found = [future.result(240) for future in asked]
+        executor.submit(share_device, executor.site, resolve_profile("local"), 1000.0)
+        time.sleep(5.0)
+        executor.kill()
+        process, count = executor.submit(share_device, executor.site, resolve_profile("local"), 0.0).result(240)
+        assert (process in {other for other, _ in found}, count) == (False, 1), "it waits for nothing that was dropped"
     finally:
         executor.shutdown(cancel_futures=True)
     assert len({process for process, _ in found}) == 1

@@ -80,6 +80,17 @@ def test_a_shelf_has_the_files_of_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "log.txt").read_text().endswith("machine board lost\n")
 
 
+def test_what_all_workers_say_of_a_machine_is_logged_once(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path / "run")
+    shelf = Shelf()
+    shelf.begin(str(tmp_path / "run"))
+    gone, back = "machines with 1 GPU are waited for", "machines with 1 GPU are back"
+    for line in (gone, gone, back, back, gone, "run 3: begun again", "run 3: begun again"):
+        shelf.log(line)
+    logged = [line.split(" ", 2)[-1] for line in (tmp_path / "run" / "log.txt").read_text().splitlines()]
+    assert logged == [gone, back, gone, "run 3: begun again", "run 3: begun again"]
+
+
 @pytest.mark.parametrize("name", ["../run.json", "/etc/passwd", "a/b"])
 def test_a_shelf_has_nothing_outside_of_its_folder(name: str, tmp_path: Path) -> None:
     RunDirectory.create(tmp_path / "run")

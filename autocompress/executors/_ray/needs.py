@@ -11,7 +11,7 @@ from typing import Any
 
 from autocompress.duration import format_duration
 from autocompress.errors import DeviceUnavailable
-from autocompress.executors._ray.connecting import the_ray
+from autocompress.executors._ray.connecting import PATIENCE_S, the_ray
 
 LOOK_S = 2.0
 """Seconds between two looks at whether the cluster still has what is waited for."""
@@ -93,7 +93,7 @@ class Watch:
     def end(self) -> None:
         """Look no more."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(PATIENCE_S)
 
     def _look(self) -> None:
         was_met = True

@@ -12,6 +12,7 @@ from autocompress.errors import InvalidInput
 from autocompress.executors._ray.connecting import NAMESPACE, PATIENCE_S, search_node, the_ray
 from autocompress.executors._ray.folders import OF_SHELF, remove, remove_abandoned, remove_on_nodes
 from autocompress.executors._ray.meter import start_meter
+from autocompress.machine_events import MARKS
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import write_atomically
 
@@ -30,6 +31,9 @@ class Shelf:
         self._run: Path | None = None
         self._lines: list[str] | None = None
         self._writing = threading.Lock()
+        self._said: dict[str, str] = {}
+        """The last line about each machine."""
+
         self._carried: dict[str, bytes] = {}
         self._guests: set[str] = set()
         self._meter: Any = None
@@ -101,9 +105,14 @@ class Shelf:
         self._path(name).unlink(missing_ok=True)
 
     def log(self, line: str) -> None:
-        """Add a line to the log of the run."""
+        """Add a line to the log of the run; what several workers say of one machine comes once."""
         assert self._run is not None, "a run has begun"
         with self._writing:
+            if line.startswith(MARKS):
+                place = " ".join(line.split(" ", 2)[:2])
+                if self._said.get(place) == line:
+                    return
+                self._said[place] = line
             if self._lines is None:
                 RunDirectory(self._run).log(line)
             else:
