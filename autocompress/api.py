@@ -275,6 +275,7 @@ def apply(
     output: str | Path,
     hardware: Hardware | Sequence[Hardware] = "local",
     seed: int = 0,
+    observe: Callable[[Task], None] | None = None,
 ) -> Record:
     """Carry out one plan and write its ONNX file.
 
@@ -287,6 +288,7 @@ def apply(
         output: The ONNX file to write; must not exist yet.
         hardware: As in `search`; with several machines all of those of the search, since models are made for all.
         seed: For everything random; a trial's own seed is in its record.
+        observe: Called with the task as soon as it is loaded.
 
     Returns:
         The record, with score and measurement.
@@ -306,6 +308,8 @@ def apply(
     read = plan if isinstance(plan, Plan) else _read_plan(Path(plan))
     profiles = _profiles(hardware)
     loaded = load_task(task) if isinstance(task, str) else task
+    if observe is not None:
+        observe(loaded)
     with tempfile.TemporaryDirectory(prefix="autocompress-apply-") as folder:
         bench = Workbench(loaded, profiles, Path(folder))
         with _threads(_threads_per_trial(_workers(None, "processes", profiles, ALONE))):
@@ -547,7 +551,8 @@ def _workers(workers: int | None, executor: str, profiles: Sequence[HardwareProf
     kind = EXECUTORS[executor]
     if executor == "inline":
         return 1
-    count = _positive("workers", workers) or kind.usual_workers(cluster)
+    takes_wall_time = any(profile.threads > 1 and not profile.addresses for profile in profiles)
+    count = _positive("workers", workers) or kind.usual_workers(cluster, takes_wall_time=takes_wall_time)
     if count is not None:
         return count
     if any(profile.threads > 1 for profile in profiles):
@@ -581,7 +586,8 @@ def _threads(count: int) -> Iterator[None]:
 @contextmanager
 def _pool(executor: str, workers: int, cluster: Cluster, source: TaskSource) -> Iterator[TrialExecutor]:
     """An executor whose workers can load a task; it is gone afterwards, at once if something went wrong."""
-    pool = EXECUTORS[executor](workers, _threads_per_trial(workers), cluster)
+    kind = EXECUTORS[executor]
+    pool = kind(workers, kind.usual_threads(workers, cluster) or _threads_per_trial(workers), cluster)
     try:
         if source.file:
             pool.carry(Path(source.file))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.objective import LATENCY, Constraint, Objective, quantity
+from autocompress.objective import LATENCY, SIZE, Constraint, Objective, quantity
 from autocompress.record import Record
 
 
@@ -24,14 +24,35 @@ def pareto_front(records: Sequence[Record], objectives: Sequence[Objective]) -> 
 
     A difference counts if it is beyond the noise: the tolerance of its objective, and for latencies what the two
     measurements leave open. Of records that tie in some objectives and can be told apart in none of the others, the
-    one stays that is better in what is known exactly. So no model is on the front for a difference that may be noise
-    alone. The result does not depend on the order of the records.
+    one stays that is better in what is known exactly; where size is no objective, the smallest of those that tie in
+    all of them. So no model is on the front for a difference that may be noise alone. The result does not depend on the
+    order of the records.
 
     References:
         Laumanns et al., "Combining convergence and diversity in evolutionary multi-objective optimization", 2002, for
         fronts with a tolerance.
     """
-    return told_apart(undominated(records, objectives), objectives)
+    front = told_apart(undominated(records, objectives), objectives)
+    return front if any(objective.name == SIZE for objective in objectives) else _lightest(front, records, objectives)
+
+
+def _lightest(
+    front: Sequence[Record], records: Sequence[Record], objectives: Sequence[Objective]
+) -> tuple[Record, ...]:
+    """A front with the smallest of those that tie with a model in its place, unless that is like another of them."""
+    sized = [record for record in records if record.status == "complete" and SIZE in record.values]
+    sized.sort(key=lambda record: (record.values[SIZE], *exact_order(record, objectives)))
+    reach, row_of = Reach(sized, objectives), {record.number: row for row, record in enumerate(sized)}
+    chosen = [row_of[record.number] for record in front if record.number in row_of]
+    for place, row in enumerate(chosen):
+        others = [*chosen[:place], *chosen[place + 1 :]]
+        for smaller in np.flatnonzero(reach.of(row)[:row]).tolist():
+            as_good = reach.of(smaller)
+            if as_good[row] and not as_good[others].any() and not any(reach.of(other)[smaller] for other in others):
+                chosen[place] = smaller
+                break
+    kept = [record for record in front if record.number not in row_of]
+    return tuple(sorted((*kept, *(sized[row] for row in chosen)), key=lambda one: exact_order(one, objectives)))
 
 
 def told_apart(complete: Sequence[Record], objectives: Sequence[Objective]) -> tuple[Record, ...]:

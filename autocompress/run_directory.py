@@ -41,6 +41,9 @@ PHASES = ("free", "settled")
 SILENCE_S = 60.0
 """Seconds without a sign of life after which a search counts as dead, where its lock can't be tried."""
 
+WRITTEN_S = 3600.0
+"""Seconds after which nobody writes any more to a file that was not finished."""
+
 FORMAT = 2
 """Of `run.json` and `records.jsonl`; it grows where files of before can't be read any more."""
 
@@ -413,6 +416,14 @@ class RunDirectory:
                 for path in (self.path / "artifacts").glob(f"*-{phase}-*.safetensors"):
                     if path.name.partition("-")[0] not in needed:
                         path.unlink(missing_ok=True)
+
+    def forget_unfinished(self) -> None:
+        """Delete files in `artifacts/` that were never finished, since whoever wrote them was killed."""
+        with self._writing():
+            for path in (self.path / "artifacts").glob(".*"):
+                with suppress(FileNotFoundError):  # it was finished just now
+                    if time.time() - path.stat().st_mtime > WRITTEN_S:
+                        path.unlink()
 
     # -- front ---------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from autocompress import __version__
 from autocompress.cluster import Cluster
+from autocompress.duration import format_duration
 from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
 from autocompress.executors import TrialExecutor
 from autocompress.interrupts import Interrupts
@@ -53,6 +55,9 @@ TRIALS_IN_BUDGET = 40
 
 FULL_TRAININGS = 6
 """The same for strategies that begin with little training and prolong that of the best."""
+
+MUCH = 0.5
+"""Share of the budget that is told where it is spent before the first trial."""
 
 EPOCHS = (2, 40)
 """Fewest and most epochs that "auto" gives."""
@@ -110,7 +115,7 @@ class Session:
         self._clock = clock
         self._database = means.database
         self._survey: Survey | None = None
-        self._warm = False
+        self._warm = self._is_late = False
         means.pool.tell = directory.log
         means.pool.begin(directory.path.resolve())
 
@@ -128,6 +133,7 @@ class Session:
         planner(space, self._survey.models, config.target)  # refuses what leaves nothing to search, in time
         self._directory.write_config(replace(config, space=space, epoch_s=self._survey.epoch_s))
         self._directory.append(baseline)
+        self._tell_spent(config, baseline)
 
     def go_on(self, config: RunConfig) -> None:
         """Take up a search; one that was cut off before its baseline begins anew."""
@@ -233,14 +239,31 @@ class Session:
         for _ in range(0 if self._warm else config.workers - 1):
             self._pool.submit(worker.warm_up, assignment)
         self._warm = True
-        machines = MachineEvents(self._directory)
+        machines, budget_s = MachineEvents(self._directory), config.budget_s or math.inf
 
         def beat() -> None:
             self._directory.beat("running", self._clock.elapsed_s)
+            if self._clock.elapsed_s > budget_s and not self._is_late:
+                self._is_late = True
+                self._tell(
+                    config,
+                    f"the budget of {format_duration(budget_s)} is spent before the first trial; the search ends once "
+                    "the baseline is measured, to be resumed with a larger one",
+                )
             for event in machines.new():
                 _announce(self._observer, event, self._clock.elapsed_s, config)
 
         return _wait_for(future, self._interrupts, beat)
+
+    def _tell_spent(self, config: RunConfig, baseline: Record) -> None:
+        """Say so where much of the budget is spent before the first trial."""
+        spent_s, budget_s = self._clock.elapsed_s, config.budget_s
+        if budget_s is not None and spent_s > MUCH * budget_s:
+            self._tell(
+                config,
+                f"{format_duration(spent_s)} of the budget of {format_duration(budget_s)} are spent before the first "
+                f"trial, {format_duration(baseline.elapsed_s)} of them on the baseline",
+            )
 
     def _tell(self, config: RunConfig, event: str, *, phase: Phase = "preparing") -> None:
         self._directory.log(event)
@@ -269,7 +292,8 @@ def search_in(directory: RunDirectory, config: RunConfig, description: Descripti
 
 
 def mend(directory: RunDirectory) -> None:
-    """Make it safe to append to records that a crash cut short; what was set aside is logged."""
+    """Make it safe to append to records that a crash cut short, and delete half files; what was set aside is logged."""
+    directory.forget_unfinished()
     torn = directory.repair()
     if torn:
         directory.log(f"records.jsonl ended in a line cut short ({torn} bytes); set aside in records.jsonl.torn")

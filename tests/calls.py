@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+
+from autocompress.profile import HardwareProfile
+from autocompress.site import Site
+
 
 def fail(error: Exception) -> None:
     """Raise an error."""
@@ -13,3 +20,27 @@ def count_threads() -> int:
     import torch
 
     return torch.get_num_threads()
+
+
+_BUSY = threading.Semaphore(1000)
+"""What `share_process` takes one of for a moment."""
+
+
+def share_process(seconds: float) -> tuple[int, int]:
+    """The process that this is called in, and how many calls of this were in it at the end of so many seconds."""
+    with _BUSY:
+        time.sleep(seconds)
+        return os.getpid(), 1000 - _BUSY._value
+
+
+def share_device(site: Site, profile: HardwareProfile, seconds: float) -> tuple[int, int]:
+    """The same where a machine measures."""
+    return site.at_device(profile, share_process, seconds)
+
+
+def train_with_patience(site: Site, seconds: float) -> int:
+    """Have a call made where models are trained, and wait so long for such a place where there is none."""
+    from autocompress.executors._ray import site as sites
+
+    sites.TRAINER_WAIT_S = seconds
+    return site.at_trainer(os.getpid)

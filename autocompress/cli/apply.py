@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autocompress.cli.config import find_config
 from autocompress.cli.locate import offer_data, the_task
+
+if TYPE_CHECKING:
+    from autocompress.task import Task
 
 
 def apply(
@@ -31,16 +34,22 @@ def apply(
     """
     from autocompress import api
     from autocompress.objective import LATENCY, LATENCY_RATIO, is_measured, on_each_machine, quantity
+    from autocompress.report.table import format_metric
+
+    shares: dict[str, bool] = {}
+
+    def observe(loaded: Task) -> None:
+        shares[loaded.the_metric.name] = loaded.the_metric.is_percentage
 
     config = find_config(Path.cwd())
     offer_data(data, config)
     machines = tuple(hardware or ()) or config.hardware
     options: dict[str, Any] = {"hardware": machines, "seed": config.seed if seed is None else seed}
     given = {name: value for name, value in options.items() if value is not None}
-    record = api.apply(plan, the_task(task, config), output=output, **given)
+    record = api.apply(plan, the_task(task, config), output=output, observe=observe, **given)
     for name, value in record.values.items():
         if not is_measured(name) and quantity(name) != LATENCY_RATIO:
-            typer.echo(f"{name} on validation data: {value:.6g}")
+            typer.echo(f"{name} on validation data: {format_metric(value, shares.get(name, False))}")
     ratios = on_each_machine(record.values, LATENCY_RATIO)
     for machine, latency in on_each_machine(record.values, LATENCY).items():
         where = f" on {machine}" if machine else ""

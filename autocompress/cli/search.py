@@ -196,10 +196,9 @@ def _print_end(run: Run) -> None:
         return
     points = [point for point in run.points if point.number > 0]
     if not points:
-        typer.echo(
-            f"\nno model better than the baseline was found; give it more time: autocompress search --resume {path} "
-            "--budget TIME"
-        )
+        was_tried = any(run.as_json()["trials"].values())
+        why = "no model better than the baseline was found; give it more time" if was_tried else run.reason
+        typer.echo(f"\n{why}: autocompress search --resume {path} --budget TIME")
         return
     if not [point for point in points if min(on_each_machine(point.values(), LATENCY_RATIO).values()) < 1]:
         typer.echo("\nno model that was found is faster than yours")

@@ -43,9 +43,21 @@ class TrialExecutor(Executor):
         self.tell: Callable[[str], None] = _keep_silent
 
     @classmethod
-    def usual_workers(cls, cluster: Cluster) -> int | None:
-        """Trials at the same time where nobody says how many; None for as many as this machine can do."""
-        del cluster
+    def usual_workers(cls, cluster: Cluster, *, takes_wall_time: bool) -> int | None:
+        """Trials at the same time where nobody says how many; None for as many as this machine can do.
+
+        Args:
+            cluster: Where to run.
+            takes_wall_time: Whether models are timed by the clock on the wall on a machine that also trains, so that
+                other trials there would disturb it.
+        """
+        del cluster, takes_wall_time
+        return None
+
+    @classmethod
+    def usual_threads(cls, workers: int, cluster: Cluster) -> int | None:
+        """Threads of each of so many trials where nobody says how many; None to share out the cores of this machine."""
+        del workers, cluster
         return None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -16,18 +17,22 @@ from typing import Any, ClassVar, TypeVar
 from autocompress.cluster import ALONE, Cluster
 from autocompress.executors._base import EXECUTORS, WORKER_BYTES, TrialExecutor
 from autocompress.executors._ray.connecting import (
+    PATIENCE_S,
     connect,
     fitting,
     hold,
     is_client,
+    node_cpus,
     release,
     require_gpus,
     search_node,
     the_ray,
+    threads_for,
 )
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.mirror import Mirror
-from autocompress.executors._ray.shelf import start_shelf
+from autocompress.executors._ray.needs import Need, Watch
+from autocompress.executors._ray.shelf import end_shelf, start_shelf
 from autocompress.executors._ray.site import DEVICE, RaySite
 from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, title, work
 
@@ -83,16 +88,24 @@ class RayExecutor(TrialExecutor):
         self._kills = 0
         """How often all work was ended: what began before is not begun again."""
 
+        self._watch = Watch(_need(threads, memory_bytes), lambda: bool(self._running), self._say)
         self._marker: Path | None = None
         self._mirror: Mirror | None = None
         # what comes back is looked at in a thread of our own: Ray's must not wait for Ray
         self._desk = ThreadPoolExecutor(1, thread_name_prefix="autocompress-ray")
 
     @classmethod
-    def usual_workers(cls, cluster: Cluster) -> int:
-        """One for each CPU that the cluster has now."""
+    def usual_workers(cls, cluster: Cluster, *, takes_wall_time: bool) -> int:
+        """One for each CPU that the cluster has now; one alone where timing would suffer, as all is one machine."""
         connect(cluster.address)
-        return max(1, int(the_ray().cluster_resources().get("CPU", 1)))
+        cpus = node_cpus()
+        return 1 if takes_wall_time and len(cpus) == 1 else max(1, sum(cpus))
+
+    @classmethod
+    def usual_threads(cls, workers: int, cluster: Cluster) -> int:
+        """As many as let all trials run at the same time on the nodes that the cluster has now."""
+        connect(cluster.address)
+        return threads_for(workers)
 
     @property
     def site(self) -> RaySite:
@@ -164,6 +177,10 @@ class RayExecutor(TrialExecutor):
                 self._mirror.renew()
             done.result().settle(call.future)
 
+    def _say(self, event: str) -> None:
+        """Tell whoever listens by now."""
+        self.tell(event)
+
     def kill(self) -> None:
         """Cancel every task; workers that run one end with it."""
         with self._lock:
@@ -172,18 +189,40 @@ class RayExecutor(TrialExecutor):
         for reference, call in dropped.items():
             the_ray().cancel(reference, force=True)
             call.future.set_exception(BrokenExecutor("dropped"))
+        if dropped:
+            with suppress(the_ray().exceptions.RayError):  # it is lost, and with it what measures
+                the_ray().get(self._shelf.drop_meter.remote(), timeout=PATIENCE_S)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the connection to the cluster once all tasks have ended; at once with `cancel_futures`."""
+        """End the connection to the cluster once all tasks have ended; at once with `cancel_futures`.
+
+        Nodes keep no copies of the run's files.
+        """
+        ray, begun = the_ray(), list(self._running)
         if cancel_futures:
             self.kill()
         elif wait:
             for call in list(self._running.values()):
                 call.future.exception()
         self._desk.shutdown(wait=wait)
+        self._watch.end()
         try:
             if self._marker is not None:
                 self._marker.unlink(missing_ok=True)
-            the_ray().kill(self._shelf)
+            with suppress(ray.exceptions.RayError):  # what is lost already needs no end
+                if begun:
+                    ray.wait(begun, num_returns=len(begun), timeout=PATIENCE_S)
+                end_shelf(self._shelf, self._run_id)
         finally:
             release()
+
+
+def _need(threads: int, memory_bytes: float) -> Need:
+    """What a trial needs of its node."""
+    return Need(
+        {"CPU": threads, "memory": memory_bytes},
+        whose="trials",
+        what=f"{threads} CPU{'s' * (threads > 1)} and {memory_bytes / 1e9:.1f} GB of memory",
+        advice="trials run on no others; start one with ray start --address HEAD",
+        wait_s=math.inf,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from autocompress.duration import format_duration
 from autocompress.errors import DeviceUnavailable, MeasurementError, SearchFailed, one_line
 from autocompress.front import feasible, pareto_front
 from autocompress.interrupts import Interrupts
@@ -19,7 +21,7 @@ from autocompress.loop.course import Course
 from autocompress.loop.device_scoring import DeviceScoring
 from autocompress.loop.findings import Findings
 from autocompress.loop.telling import UNFORESEEN, Telling
-from autocompress.loop.times import Budget, Clock, TrialTimes
+from autocompress.loop.times import REPORT_S, Budget, Clock, TrialTimes
 from autocompress.loop.waiting import TICK_S, Waiting
 from autocompress.objective import LATENCY_RATIO, on_each_machine
 from autocompress.plan import Plan
@@ -32,7 +34,9 @@ from autocompress.snapshot import Observer
 from autocompress.strategies import SearchStrategy
 
 SPENT = "what is left of the budget is for measuring the front"
-NO_ROOM = "the budget leaves no time for a trial beside the final measurements; give it more"
+LEEWAY, ROUND_S = 1.25, 10.0
+"""How much more than what is known to be needed a budget has that would do, and the seconds to which it is rounded."""
+
 SAME_ERRORS = 5
 
 LOOKS_BETWEEN_EVENTS = 25
@@ -195,16 +199,31 @@ class SearchLoop:
             return self._start_looking(self._waiting)
         trial = self._fitting(self._waiting)
         if trial is None:
-            return SPENT if len(self._findings.records) > 1 or self._running else NO_ROOM
+            return self._spent(self._times.least_s(self._waiting))
         self._waiting = None
         self._running[self._calls.run(trial, self._screen())] = trial
         return ""
+
+    def _spent(self, needed_s: float) -> str:
+        """Why nothing more is begun that takes so many seconds; before the first trial also which budget would do."""
+        if len(self._findings.records) > 1 or self._running:
+            return SPENT
+        spent_s, total_s = self._budget.clock.elapsed_s, self._budget.total_s or 0.0
+        needed_s += self._budget.left_s - self._time_for_trials()
+        # a resume, whose budget holds what was spent before, begins by loading all again
+        enough_s = ROUND_S * math.ceil(LEEWAY * (2 * spent_s + needed_s + REPORT_S) / ROUND_S)
+        return (
+            f"the budget of {format_duration(total_s)} leaves no time for a trial: the baseline took "
+            f"{format_duration(self._findings.baseline.elapsed_s)}, all before the first trial "
+            f"{format_duration(spent_s)}, and a trial with the final measurements takes {format_duration(needed_s)}; "
+            f"give it {format_duration(enough_s)} or more"
+        )
 
     def _start_looking(self, probe: Probe) -> str:
         """Look at a change, if there is time; returns why not, if not."""
         longest_s = max((entry.seconds for entry in self._findings.sensitivities[-8:]), default=PROBE_S)
         if self._time_for_trials() < longest_s:
-            return SPENT
+            return self._spent(longest_s)
         self._waiting = None
         self._looking[self._calls.look(probe)] = probe, time.monotonic()
         if len(self._looking) + len(self._findings.sensitivities) == 1:
@@ -274,7 +293,7 @@ class SearchLoop:
         self._drop("no device")
         self._telling.end("failed", f"{type(error).__name__}: {one_line(error)}")
         raise DeviceUnavailable(
-            f"{error}. Nothing that was measured is lost; go on once there is a device: autocompress search --resume "
+            f"{error}. Nothing that was measured is lost; go on once there is one: autocompress search --resume "
             f"{shlex.quote(str(self._findings.directory.path))}"
         ) from error
 

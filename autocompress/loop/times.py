@@ -16,6 +16,10 @@ REPORT_S = 2.0
 """Seconds kept for the report and for ending the processes."""
 
 
+Typical = Callable[[Sequence[float]], float]
+"""Which of some times is counted with: the longest, or the shortest."""
+
+
 class Clock:
     """Wall time of a search over all its resumes.
 
@@ -80,11 +84,10 @@ class TrialTimes:
             hopefully: Whether it is enough that the trial ends in time if it is as quick as the quickest lately; else
                 it has to if it is as slow as the slowest.
         """
-        typical: Callable[[Sequence[float]], float] = min if hopefully else max
-        fixed_s = (1.0 if hopefully else 1.1) * typical(self._fixed[-8:] or [5.0])
+        typical: Typical = min if hopefully else max
+        fixed_s = (1.0 if hopefully else 1.1) * self._fixed_s(typical)
         recovery = trial.plan.recovery
-        known = self._scale.get(_kind(trial)) or [scale for scales in self._scale.values() for scale in scales]
-        each_s = self._expected_epoch_s(trial) * typical(known[-16:] or [1.5])
+        each_s = self._each_s(trial, typical)
         left_s = available_s - fixed_s - recovery.sparsify_epochs * each_s
         epochs = min(recovery.epochs, math.floor(left_s / each_s))
         if left_s < 0 or epochs < min(LEAST_EPOCHS, recovery.epochs):
@@ -101,6 +104,12 @@ class TrialTimes:
             proposal=_without_expectations(trial.proposal),
         )
 
+    def least_s(self, trial: Trial) -> float:
+        """Seconds that a trial takes with as few of its epochs as it may be shortened to, if it is slow."""
+        fixed_s, each_s = self._fixed_s(max), self._each_s(trial, max)
+        recovery = trial.plan.recovery
+        return 1.1 * fixed_s + (recovery.sparsify_epochs + min(LEAST_EPOCHS, recovery.epochs)) * each_s
+
     def learn(self, record: Record) -> None:
         """Take in a finished trial."""
         if record.status != "complete" or TAKEN_UP in record.details:
@@ -110,6 +119,15 @@ class TrialTimes:
         if epochs:
             expected_s = self._expected_epoch_s(record.trial) * epochs
             self._scale.setdefault(_kind(record.trial), []).append(record.training_s / expected_s)
+
+    def _fixed_s(self, typical: Typical) -> float:
+        """Seconds of all but training, as it took lately."""
+        return typical(self._fixed[-8:] or [5.0])
+
+    def _each_s(self, trial: Trial, typical: Typical) -> float:
+        """Seconds of an epoch of a trial, as those of its kind took lately."""
+        known = self._scale.get(_kind(trial)) or [scale for scales in self._scale.values() for scale in scales]
+        return self._expected_epoch_s(trial) * typical(known[-16:] or [1.5])
 
     def _expected_epoch_s(self, trial: Trial) -> float:
         """What the strategy expects of an epoch, else that of the original."""

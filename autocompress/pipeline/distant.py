@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -88,14 +89,15 @@ def run_there(
 
 
 def _opened(profile: HardwareProfile) -> tuple[Device, list[str]]:
-    """A device, kept open for its memory of quiet times, and the list that it writes events to from now on."""
-    device, events = _kept_open(to_json(profile)), list[str]()
+    """A device of this thread, kept open for its memory of quiet times, and the list of its events from now on."""
+    device, events = _kept_open(to_json(profile), threading.get_ident()), list[str]()
     device.tell = events.append
     return device, events
 
 
-@lru_cache(maxsize=8)
-def _kept_open(profile: str) -> Device:
+@lru_cache(maxsize=64)
+def _kept_open(profile: str, thread: int) -> Device:
+    del thread
     return open_device(from_json(HardwareProfile, profile))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,13 +90,11 @@ def measured_untrained(
     few = head(bench.context.calibration, ranges_from)
     model = finish(settle(bench, model, plan, seed), plan)
     _, graph = lower(model, plan, replace(bench.context, calibration=few, seed=seed))
-    # the process too: one may look at a change that another tries as a plan
-    path = bench.directory / "artifacts" / f"{plan.digest}.untrained-{os.getpid()}.onnx"
-    onnx_runtime.save(graph, path)
-    try:
+    # in a folder of its own: one process may look at a change that another tries as a plan
+    with tempfile.TemporaryDirectory(prefix="autocompress-") as folder:
+        path = Path(folder) / f"{plan.digest}.untrained.onnx"
+        onnx_runtime.save(graph, path)
         yield path, measure(bench, [Artifact.of(path)], _quick)[0]
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _quick(usual: Protocol) -> Protocol:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from autocompress.methods import METHODS, CompressionMethod, Context
 from autocompress.pipeline.workbench import Workbench
 from autocompress.plan import ORIGINAL, Plan, Settings, Stage
 from autocompress.planner import architectures
+from autocompress.serialization import replacing
 from autocompress.space import SearchSpace, parse_scaled
 
 if TYPE_CHECKING:
@@ -220,6 +220,5 @@ def save_weights(model: nn.Module, path: Path, metadata: dict[str, str]) -> None
     """Write weights so that at any moment either none or all are there; several processes may do so at once."""
     from safetensors.torch import save_model
 
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_model(model, str(partial), metadata)
-    partial.replace(path)
+    with replacing(path) as temporary:
+        save_model(model, str(temporary), metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -183,3 +184,17 @@ def test_a_finished_search_goes_on_with_more_trials(finished: Path, tmp_path: Pa
     assert len(after) == 7
     assert shown["status"] == "complete"
     assert dominated_area(after) >= dominated_area(before)
+
+
+def test_a_budget_that_the_baseline_takes_is_told_with_one_that_would_do(folder: Path) -> None:
+    done = autocompress(folder, "search", "task.py", "--hardware", "fake", "--budget", "1s", "--output", "run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"of the budget of 1s are spent before the first trial, \d+s of them on the baseline", done.stderr)
+    told = re.search(
+        r"the budget of 1s leaves no time for a trial: .*; give it (.+) or more: autocompress search --resume run "
+        r"--budget TIME",
+        done.stdout,
+    )
+    assert told is not None, done.stdout
+    done = autocompress(folder, "search", "--resume", "run", "--budget", told[1])
+    assert show(folder / "run")["trials"]["complete"] >= 1, done.stderr

@@ -27,9 +27,12 @@ from autocompress.cli.progress import render, share_done, watch
 from autocompress.cli.tables import fit, front_table
 from autocompress.errors import InfeasiblePlan, InvalidInput, TaskFailed
 from autocompress.plan import Plan
+from autocompress.record import Record
 from autocompress.report.table import point_columns
 from autocompress.run import Run
 from autocompress.snapshot import Phase, Snapshot
+from autocompress.task import Task
+from tests.tasks.stripes import task as stripes
 
 COMMANDS = ("search", "check", "show", "pick", "report", "apply", "measure")
 
@@ -477,6 +480,18 @@ def test_apply_hands_on_its_arguments_and_prints_the_record(
     assert apply.positional == (Path("plan.json"), "task.py")
     assert apply.options == {"output": Path("a.onnx"), "seed": 4, "hardware": ("local",)}
     assert "accuracy on validation data: 0.97" in capsys.readouterr().out
+
+
+def test_apply_prints_a_share_as_the_tables_do(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def apply(plan: Path, task: str, *, observe: Callable[[Task], None], **options: Any) -> Record:
+        observe(stripes)
+        return complete(0, Plan(), 0.97, 0.5, 0.25)
+
+    monkeypatch.setattr(api, "apply", apply)
+    assert main(["apply", "plan.json", "task.py"]) == 0
+    assert "accuracy on validation data: 97.00 %\n" in capsys.readouterr().out
 
 
 def test_apply_says_why_a_plan_does_not_fit(

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ import pytest
 from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput, TaskFailed
 from autocompress.executors import EXECUTORS
-from autocompress.executors._ray.shelf import Shelf
+from autocompress.executors._ray import connecting, folders, mirror
+from autocompress.executors._ray.shelf import Shelf, whole_files
 from autocompress.executors._ray.tasks import opened, title, work
 from autocompress.formats import onnx_runtime
 from autocompress.formats.onnx_export import export
@@ -76,6 +80,17 @@ def test_a_shelf_has_the_files_of_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "log.txt").read_text().endswith("machine board lost\n")
 
 
+def test_what_all_workers_say_of_a_machine_is_logged_once(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path / "run")
+    shelf = Shelf()
+    shelf.begin(str(tmp_path / "run"))
+    gone, back = "machines with 1 GPU are waited for", "machines with 1 GPU are back"
+    for line in (gone, gone, back, back, gone, "run 3: begun again", "run 3: begun again"):
+        shelf.log(line)
+    logged = [line.split(" ", 2)[-1] for line in (tmp_path / "run" / "log.txt").read_text().splitlines()]
+    assert logged == [gone, back, gone, "run 3: begun again", "run 3: begun again"]
+
+
 @pytest.mark.parametrize("name", ["../run.json", "/etc/passwd", "a/b"])
 def test_a_shelf_has_nothing_outside_of_its_folder(name: str, tmp_path: Path) -> None:
     RunDirectory.create(tmp_path / "run")
@@ -84,6 +99,138 @@ def test_a_shelf_has_nothing_outside_of_its_folder(name: str, tmp_path: Path) ->
     for act in (lambda: shelf.get(name), lambda: shelf.put(name, b""), lambda: shelf.drop(name)):
         with pytest.raises(InvalidInput, match="expected a name without a folder"):
             act()
+
+
+class AtHand:
+    """An actor of this process, and the part of Ray that calls it."""
+
+    def __init__(self, actor: object) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=getattr(self._actor, name))
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shelf:
+    """One that a mirror reaches without Ray."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(mirror, "the_ray", lambda: SimpleNamespace(get=lambda result: result))
+    return Shelf()
+
+
+def test_a_mirror_has_what_workers_make_and_make_anew_and_drops_what_the_search_does(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    directory = RunDirectory.create(tmp_path / "run")
+    ours = directory.path / "artifacts"
+    (ours / "a.onnx").write_bytes(b"ours")
+    mirrored = mirror.Mirror(AtHand(shelf), directory.path)
+    assert shelf.get("a.onnx") == b"ours"
+    shelf.put("b.onnx", b"first")
+    mirrored.renew()
+    assert (ours / "b.onnx").read_bytes() == b"first"
+    shelf.put("b.onnx", b"again")
+    mirrored.renew()
+    assert (ours / "b.onnx").read_bytes() == b"again", "as many bytes, but others"
+    (ours / "b.onnx").unlink()
+    mirrored.renew()
+    assert (shelf.names(), whole_files(ours)) == ({"a.onnx"}, {"a.onnx"})
+
+
+def test_a_mirror_fetches_nothing_twice(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, fetched = RunDirectory.create(tmp_path / "run"), list[str]()
+    (directory.path / "artifacts" / "a.onnx").write_bytes(b"ours")
+    mirrored = mirror.Mirror(AtHand(shelf), directory.path)
+    monkeypatch.setattr(shelf, "get", lambda name: fetched.append(name) or Shelf.get(shelf, name))
+    shelf.put("b.onnx", b"theirs")
+    mirrored.renew()
+    mirrored.renew()
+    assert fetched == ["b.onnx"]
+
+
+def test_copies_of_a_search_from_outside_of_the_cluster_go_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shelf = Shelf()
+    shelf.begin("")
+    shelf.put("a.onnx", b"model")
+    assert len(list(tmp_path.glob(f"{folders.OF_SHELF}*/artifacts/a.onnx"))) == 1
+    shelf.receive("a node")
+    assert shelf.end() == {"a node"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_directory_stays_when_its_shelf_ends(tmp_path: Path) -> None:
+    RunDirectory.create(tmp_path / "run")
+    shelf = Shelf()
+    shelf.begin(str(tmp_path / "run"))
+    shelf.put("a.onnx", b"model")
+    shelf.end()
+    assert shelf.get("a.onnx") == b"model"
+
+
+def test_a_node_removes_copies_of_searches_that_were_killed_long_ago_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = folders.node_folder("mine")
+    left, busy, other = folders.node_folder("left"), folders.node_folder("busy"), tmp_path / "other"
+    for folder in (left, busy, other):
+        (folder / "artifacts").mkdir(parents=True)
+        os.utime(folder, (0, 0))
+    folders.occupy(busy)
+    folders.occupy(mine)
+    assert set(tmp_path.iterdir()) == {mine, busy, other}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "given"),
+    [
+        ([(8, 64e9)], (4, 1.5e9), (4, 1.5e9)),
+        ([(2, 64e9), (1, 64e9)], (4, 1.5e9), (2, 1.5e9)),
+        ([(8, 1e9), (2, 64e9)], (4, 1.5e9), (2, 1.5e9)),
+        ([(8, 1e9)], (4, 1.5e9), (4, 1e9)),
+        ([], (4, 1.5e9), (4, 1.5e9)),
+    ],
+)
+def test_a_task_asks_for_no_more_than_some_node_has(
+    nodes: list[tuple[int, float]],
+    asked: tuple[int, float],
+    given: tuple[int, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_nodes(monkeypatch, nodes)
+    assert connecting.fitting(*asked) == given
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "threads"),
+    [([8], 8, 1), ([8], 2, 4), ([8], 3, 2), ([16, 4], 2, 8), ([16, 4], 5, 4), ([2, 2], 9, 1), ([], 3, 1)],
+)
+def test_trials_have_the_threads_that_let_all_run_at_the_same_time(
+    cpus: list[int], workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_nodes(monkeypatch, [(count, 64e9) for count in cpus])
+    assert connecting.threads_for(workers) == threads
+
+
+@pytest.mark.parametrize(("cpus", "takes_wall_time", "workers"), [([8], False, 8), ([8], True, 1), ([8, 4], True, 12)])
+def test_one_trial_runs_at_a_time_where_another_would_disturb_its_timing(
+    cpus: list[int], takes_wall_time: bool, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_nodes(monkeypatch, [(count, 64e9) for count in cpus])
+    monkeypatch.setattr("autocompress.executors.ray.connect", lambda address: None)
+    assert EXECUTORS["ray"].usual_workers(Cluster(), takes_wall_time=takes_wall_time) == workers
+
+
+def has_nodes(monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[int, float]]) -> None:
+    """Have Ray tell of nodes with so many CPUs and bytes of memory, of one without CPUs, and of one that is lost."""
+    resources = [{"CPU": float(cpus), "memory": memory} for cpus, memory in nodes]
+    told = [{"Alive": True, "Resources": has} for has in [*resources, {"memory": 64e9}]]
+    told.append({"Alive": False, "Resources": {"CPU": 99.0, "memory": 99e9}})
+    monkeypatch.setattr(connecting, "the_ray", lambda: SimpleNamespace(nodes=lambda: told))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from autocompress.record import Record, Trial
 OBJECTIVES = make_objectives((), "accuracy", "maximize")
 EXACT = tuple(replace(objective, tolerance=0.0) for objective in OBJECTIVES)
 WIDE = tuple(replace(objective, tolerance=4 * objective.tolerance) for objective in OBJECTIVES)
+SIZELESS = make_objectives(("accuracy:10", "latency_ms:1"), "accuracy", "maximize")
 VALUES = st.fixed_dictionaries(
     {
         "accuracy": st.integers(90, 100).map(lambda percent: percent / 100),
@@ -38,7 +39,7 @@ def record(number: int, values: dict[str, float]) -> Record:
 RECORDS = st.lists(VALUES, max_size=12).map(lambda rows: [record(number, row) for number, row in enumerate(rows)])
 
 
-@given(RECORDS, st.sampled_from([OBJECTIVES, EXACT]))
+@given(RECORDS, st.sampled_from([OBJECTIVES, EXACT, SIZELESS]))
 def test_nothing_on_the_front_is_dominated(records: list[Record], objectives: tuple[Objective, ...]) -> None:
     front = pareto_front(records, objectives)
     for one, other in itertools.product(front, front):
@@ -48,7 +49,7 @@ def test_nothing_on_the_front_is_dominated(records: list[Record], objectives: tu
             assert not dominates(other.values, one.values, EXACT)
 
 
-@given(RECORDS, st.sampled_from([OBJECTIVES, EXACT]))
+@given(RECORDS, st.sampled_from([OBJECTIVES, EXACT, SIZELESS]))
 def test_what_is_left_out_is_matched_by_what_stays(records: list[Record], objectives: tuple[Objective, ...]) -> None:
     front = pareto_front(records, objectives)
     for left_out in (one for one in records if one not in front):
@@ -70,17 +71,27 @@ def measurement(ratio: float, half: float) -> Measurement:
     return Measurement(ratio, ratio, (ratio - half, ratio + half), ratio, ratio, 1.0, 0, 0, 1, "test")
 
 
-@given(RECORDS, st.randoms(use_true_random=False))
-def test_the_front_does_not_depend_on_the_order_of_records(records: list[Record], random: object) -> None:
+@given(RECORDS, st.randoms(use_true_random=False), st.sampled_from([OBJECTIVES, SIZELESS]))
+def test_the_front_does_not_depend_on_the_order_of_records(
+    records: list[Record], random: object, objectives: tuple[Objective, ...]
+) -> None:
     shuffled = list(records)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert pareto_front(shuffled, OBJECTIVES) == pareto_front(records, OBJECTIVES)
+    assert pareto_front(shuffled, objectives) == pareto_front(records, objectives)
 
 
-@given(RECORDS)
-def test_the_front_of_a_front_is_itself(records: list[Record]) -> None:
-    front = pareto_front(records, OBJECTIVES)
-    assert pareto_front(front, OBJECTIVES) == front
+@given(RECORDS, st.sampled_from([OBJECTIVES, SIZELESS]))
+def test_the_front_of_a_front_is_itself(records: list[Record], objectives: tuple[Objective, ...]) -> None:
+    front = pareto_front(records, objectives)
+    assert pareto_front(front, objectives) == front
+
+
+def test_bytes_that_cost_nothing_are_saved_where_size_is_no_objective() -> None:
+    large = record(0, {"accuracy": 0.99, "latency_ms": 1.0, "size_bytes": 5000.0})
+    small = record(1, {"accuracy": 0.99, "latency_ms": 1.01, "size_bytes": 1000.0})
+    worse = record(2, {"accuracy": 0.98, "latency_ms": 1.0, "size_bytes": 10.0})
+    slow = record(3, {"accuracy": 0.99, "latency_ms": 1.1, "size_bytes": 10.0})
+    assert pareto_front([large, small, worse, slow], SIZELESS) == (small,)
 
 
 @given(VALUES, VALUES, VALUES)

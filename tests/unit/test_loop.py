@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from autocompress.artifact import Artifact
+from autocompress.duration import parse_duration
 from autocompress.errors import DeviceUnavailable, InfeasiblePlan, MeasurementError, SearchFailed
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
@@ -415,6 +417,22 @@ def test_nothing_is_started_that_cannot_end_in_the_budget(tmp_path: Path) -> Non
     assert bench.ran == []
     assert bench.directory.heartbeat is not None
     assert bench.directory.heartbeat.status == "complete"
+
+
+def test_a_budget_that_the_baseline_took_is_told_with_one_that_would_do(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=60.0)
+    bench.run(Listed(plans(5, epochs=4)), spent_s=200.0, epoch_s=10.0)
+    reason = bench.directory.heartbeat.reason  # type: ignore[union-attr]
+    told = re.fullmatch(
+        r"the budget of 1m leaves no time for a trial: the baseline took 0s, all before the first trial 3m 20s, and a "
+        r"trial with the final measurements takes (\d+)s; give it (.*) or more",
+        reason,
+    )
+    assert told is not None, reason
+    assert int(told[1]) > 2 * 10, "two epochs at least"
+    enough = Bench(tmp_path / "enough", budget_s=parse_duration(told[2]), trials=1)
+    enough.run(Listed(plans(5, epochs=4)), spent_s=200.0, epoch_s=10.0)
+    assert enough.ran
 
 
 def test_time_that_confirming_did_not_take_belongs_to_the_search(tmp_path: Path) -> None:

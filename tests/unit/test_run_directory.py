@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_no_record_is_lost_or_mixed_up_wherever_a_crash_cuts_the_last_line(direc
     assert kept == (len(records()) + 7 if cut == 1 else len(records()) + 6)
     directory.append(dropped(9, "failed", "after the crash"))
     assert len(directory.lines()) == kept + 1
+
+
+def test_what_was_never_finished_is_deleted_once_nobody_writes_it(directory: RunDirectory) -> None:
+    left, begun, whole = (directory.path / "artifacts" / name for name in (".left.onnx.x1", ".begun.onnx.x2", "a.onnx"))
+    for path in (left, begun, whole):
+        path.write_bytes(b"half")
+    for path in (left, whole):
+        os.utime(path, (0, 0))
+    directory.forget_unfinished()
+    assert (left.exists(), begun.exists(), whole.exists()) == (False, True, True)
 
 
 def test_repairing_a_whole_journal_changes_nothing(directory: RunDirectory) -> None:

@@ -1,1 +1,1 @@
-"""The parts of the Ray executor: connecting, its tasks, what is lost, files for other nodes, and sites there."""
+"""The parts of the Ray executor: connecting, tasks, what they need, what is lost, files for other nodes, and sites."""

@@ -158,13 +158,30 @@ def _leave() -> None:
 def fitting(threads: int, memory_bytes: float) -> tuple[int, float]:
     """CPUs and bytes of memory that a task may ask for: no more than some node has, or it would wait for ever.
 
-    Where no node has a CPU yet, as on a cluster that grows when it is asked to, they are left as they are.
+    Of nodes that have too little of either, that counts which has the memory. Where no node has a CPU yet, as on a
+    cluster that grows when it is asked to, they are left as they are.
     """
-    nodes = [node["Resources"] for node in the_ray().nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    if not nodes:
-        return threads, memory_bytes
-    cpus, memory = (max(node.get(name, 0) for node in nodes) for name in ("CPU", "memory"))
-    return min(threads, int(cpus)), min(memory_bytes, memory)
+    fits = [(min(memory, memory_bytes), min(cpus, threads)) for cpus, memory in _rooms()]
+    bytes_of_one, cpus_of_one = max(fits, default=(memory_bytes, threads))
+    return cpus_of_one, bytes_of_one
+
+
+def threads_for(workers: int) -> int:
+    """The most threads of each that let so many tasks run at the same time on the nodes as they are; 1 at least."""
+    cpus = node_cpus()
+    counts = range(max(cpus, default=1), 1, -1)
+    return next((count for count in counts if sum(each // count for each in cpus) >= workers), 1)
+
+
+def node_cpus() -> list[int]:
+    """CPUs of every node that has one."""
+    return [cpus for cpus, _ in _rooms()]
+
+
+def _rooms() -> list[tuple[int, float]]:
+    """CPUs and bytes of memory of every node that has a CPU."""
+    alive = [node["Resources"] for node in the_ray().nodes() if node["Alive"]]
+    return [(int(has["CPU"]), has.get("memory", 0.0)) for has in alive if has.get("CPU", 0.0) >= 1]
 
 
 def require_gpus(count: float) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.executors._ray.connecting import the_ray
-from autocompress.executors._ray.shelf import whole_files
+from autocompress.executors._ray.shelf import State, whole_files
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import write_atomically
 
@@ -21,25 +21,26 @@ class Mirror:
 
     def __init__(self, shelf: Any, run: Path) -> None:
         self._shelf, self._run = shelf, run
-        self._known = frozenset[str]()
-        """What was on both sides last."""
+        self._known: dict[str, State] = {}
+        """What was on both sides last, and how it was on the shelf."""
 
         the_ray().get(shelf.begin.remote(""))
         for name in self._names():
             self._put(name)
-        self._known = self._names()
+        self._known = the_ray().get(shelf.states.remote())
 
     def renew(self) -> None:
-        """Fetch what workers have made, and have deleted what the search has; write down what they say."""
+        """Fetch what workers have made or made anew, delete what the search has, and write down what they say."""
         ray = the_ray()
-        there = ray.get(self._shelf.names.remote())
-        for name in there - self._known:
-            content = ray.get(self._shelf.get.remote(name))
+        there = ray.get(self._shelf.states.remote())
+        for name in there:
+            content = ray.get(self._shelf.get.remote(name)) if there[name] != self._known.get(name) else None
             if content is not None:
                 write_atomically(self._artifacts / name, content)
-        for name in (self._known & there) - self._names():
+        here = self._names()
+        for name in there.keys() & self._known.keys() - here:
             ray.get(self._shelf.drop.remote(name))
-        self._known = self._names()
+        self._known = {name: there[name] for name in there.keys() & here}
         for line in ray.get(self._shelf.new_lines.remote()):
             RunDirectory(self._run).log(line)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock
 
-from autocompress.errors import DeviceUnavailable
 from autocompress.executors._ray.connecting import NAMESPACE, the_ray
+from autocompress.executors._ray.folders import node_folder, occupy
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
+from autocompress.executors._ray.needs import TRAINER_WAIT_S, Need, wait_for
 from autocompress.executors._ray.shelf import shelf_name
 from autocompress.executors._ray.tasks import WITHOUT_GPUS, opened, title, work
 from autocompress.profile import HardwareProfile
@@ -25,9 +25,6 @@ T = TypeVar("T")
 
 DEVICE = "device:"
 """How the resources begin by which nodes declare machines; their names follow."""
-
-LOOK_S = 2.0
-"""Seconds between two looks at whether the cluster still has what a stage waits for."""
 
 SETTLED_S = 600.0
 """Seconds after which a file here that the run no longer has is deleted; younger ones may be on their way there."""
@@ -67,8 +64,8 @@ class RaySite(Site):
         """The run directory, or a folder of this node whose files are those of it that were needed here."""
         if self._is_at_hand:
             return run
+        self._occupy()
         folder = self._scratch / "artifacts"
-        self._scratch.mkdir(mode=0o700, exist_ok=True)
         folder.mkdir(exist_ok=True)
         known = self._ask("names")
         for file in folder.glob("*.safetensors"):
@@ -80,8 +77,8 @@ class RaySite(Site):
         """The file itself, or a copy; one for all workers of the node."""
         if path.exists():
             return path
+        self._occupy()
         copy = self._scratch / path.name
-        copy.parent.mkdir(mode=0o700, exist_ok=True)
         with FileLock(copy.with_suffix(".lock")):
             if not copy.exists():
                 write_atomically(copy, self._ask("carried", str(path)))
@@ -125,16 +122,20 @@ class RaySite(Site):
         Raises:
             DeviceUnavailable: If no node has had the machine for as long as the profile waits.
         """
-        ray = the_ray()
-        resource = device_resource(profile)
-        options: dict[str, Any] = {"runtime_env": WITHOUT_GPUS}
-        if resource in self.declared:
-            options["resources"] = {resource: 1}
-        else:
-            affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-            options["scheduling_strategy"] = affinity(self.search_node, soft=False)
-        name = f"measure on {profile.name}: {ray.get_runtime_context().get_task_name()}"
-        return self._stage(_stage_task().options(name=name, **options), name, function, args, profile)
+        name = f"measure on {profile.name}: {the_ray().get_runtime_context().get_task_name()}"
+        if device_resource(profile) not in self.declared:
+            call = partial(self._measure_beside_search, name, function, args, is_quiet=profile.threads > 1)
+            measured: T = self._stage(call, name)
+            return measured
+        options = {"name": name, "runtime_env": WITHOUT_GPUS, "resources": {device_resource(profile): 1}}
+        task = _stage_task().options(**options)
+        found: T = self._stage(lambda: task.remote(function, args, self.threads), name, _device_need(profile))
+        return found
+
+    def _measure_beside_search(
+        self, name: str, function: Callable[..., T], args: tuple[object, ...], *, is_quiet: bool
+    ) -> Any:
+        return self._ask("meter").work.options(name=name).remote(function, args, is_quiet=is_quiet)
 
     @property
     def trains_here(self) -> bool:
@@ -142,26 +143,26 @@ class RaySite(Site):
         return not self.gpus_per_trial
 
     def at_trainer(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in a process that has been given GPUs."""
-        name = title(function, args)
-        return self._stage(_training_task(self.gpus_per_trial).options(name=name), name, function, args)
+        """Call a function in a process that has been given GPUs.
 
-    def _stage(
-        self,
-        task: Any,
-        name: str,
-        function: Callable[..., T],
-        args: tuple[object, ...],
-        profile: HardwareProfile | None = None,
-    ) -> T:
+        Raises:
+            DeviceUnavailable: If no node has had as many for too long.
+        """
+        name = title(function, args)
+        task = _training_task(self.gpus_per_trial).options(name=name)
+        need = _gpu_need(self.gpus_per_trial)
+        found: T = self._stage(lambda: task.remote(function, args, self.threads), name, need)
+        return found
+
+    def _stage(self, begin: Callable[[], Any], name: str, need: Need | None = None) -> Any:
         """The result of a task within this one, whose CPUs others may have meanwhile; a lost one is begun again."""
         ray = the_ray()
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                reference = task.remote(function, args, self.threads)
-                if profile is not None and device_resource(profile) in self.declared:
-                    _await_device(reference, profile)
-                return opened(ray.get(reference))  # type: ignore[no-any-return]
+                reference = begin()
+                if need is not None:
+                    wait_for(reference, need, partial(self.log, Path(self.run)))
+                return opened(ray.get(reference))
             except ray.exceptions.RayError as error:
                 reason = loss(error)
                 if not reason or attempt == ATTEMPTS:
@@ -172,7 +173,13 @@ class RaySite(Site):
 
     @property
     def _scratch(self) -> Path:
-        return Path(tempfile.gettempdir()) / f"autocompress-{self.run_id}"
+        return node_folder(self.run_id)
+
+    def _occupy(self) -> None:
+        """Have the folder for copies on this node, and let the search know, which removes it in the end."""
+        if not self._scratch.is_dir():
+            self._ask("receive", the_ray().get_runtime_context().get_node_id())
+        occupy(self._scratch)
 
     def _ask(self, method: str, *args: object) -> Any:
         return the_ray().get(getattr(_shelf(self.run_id), method).remote(*args))
@@ -183,26 +190,25 @@ def device_resource(profile: HardwareProfile) -> str:
     return f"{DEVICE}{profile.name}"
 
 
-def _is_declared(profile: HardwareProfile) -> bool:
-    return device_resource(profile) in the_ray().cluster_resources()
+def _device_need(profile: HardwareProfile) -> Need:
+    resource = device_resource(profile)
+    return Need(
+        {resource: 1.0},
+        whose=f"device {profile.name!r}",
+        what=f"the resource {resource!r}",
+        advice=f"start one with ray start --resources '{{\"{resource}\": 1}}'",
+        wait_s=profile.wait_s,
+    )
 
 
-def _await_device(reference: Any, profile: HardwareProfile) -> None:
-    """Wait for a measurement for as long as there is a node that can begin it.
-
-    Raises:
-        DeviceUnavailable: If there has been none for too long.
-    """
-    ray, missing_s = the_ray(), 0.0
-    while not ray.wait([reference], timeout=LOOK_S)[0]:
-        missing_s = missing_s + LOOK_S if not _is_declared(profile) else 0.0
-        if missing_s > profile.wait_s:
-            ray.cancel(reference, force=True)
-            resource = device_resource(profile)
-            raise DeviceUnavailable(
-                f"device {profile.name!r}: no node of the cluster has had the resource {resource!r} for "
-                f"{missing_s:g} s; start one with ray start --resources '{{\"{resource}\": 1}}'"
-            )
+def _gpu_need(count: float) -> Need:
+    return Need(
+        {"GPU": count, "CPU": 1.0},
+        whose=f"gpus per trial {count:g}",
+        what=f"{count:g} GPU{'s' * (count > 1)} and a CPU",
+        advice="start one with ray start --num-gpus N, or train on fewer with --gpus-per-trial",
+        wait_s=TRAINER_WAIT_S,
+    )
 
 
 @lru_cache(maxsize=1)

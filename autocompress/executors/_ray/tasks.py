@@ -51,10 +51,15 @@ class RemoteTraceback(Exception):
 def work(function: Callable[..., Any], args: tuple[Any, ...], threads: int) -> Outcome:
     """Call a function in a worker that keeps torch warm."""
     settle(threads)
+    return attempt(function, args)
+
+
+def attempt(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
+    """Call a function; its error is an outcome too, unless something was lost that the call needed."""
     try:
         return Outcome(function(*args))
     except Exception as error:
-        if loss(error):  # of something that the call needed: whoever asked begins it again
+        if loss(error):  # whoever asked begins it again
             raise
         return Outcome(error=_sendable(error), trace=traceback.format_exc())
 
