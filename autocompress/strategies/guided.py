@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import ClassVar
 
 import numpy as np
@@ -230,7 +231,8 @@ class Guided(SearchStrategy):
         """The trial of the candidate that adds most for its time, of those that can be proposed."""
         yardstick, models = self._the_yardstick, self._fitted()
         gain = gained(yardstick, models, self._results.front, self._at_work.values())
-        found = [some for some in candidates if len(some)]
+        groups = groupby((some for some in candidates if len(some)), key=lambda some: some.architecture)
+        found = [Candidates.joined(list(some)) for _, some in groups]
         if not found:
             return None
         values = np.concatenate([worth(yardstick, models, gain, some) for some in found])

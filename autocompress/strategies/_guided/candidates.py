@@ -40,6 +40,26 @@ class Candidates:
         none, zero = np.zeros(1, np.int64), np.zeros(1)
         return cls(architecture, point[None], [source], none, none, zero, none, zero)
 
+    @classmethod
+    def joined(cls, some: Sequence[Candidates]) -> Candidates:
+        """Candidates of one architecture one after another; one of them at least."""
+        if len(some) == 1:
+            return some[0]
+
+        def column(name: str) -> Array:
+            return np.concatenate([getattr(one, name) for one in some])
+
+        return cls(
+            some[0].architecture,
+            column("points"),
+            [source for one in some for source in one.sources],
+            column("starts"),
+            column("promotes"),
+            column("before"),
+            column("own"),
+            column("total"),
+        )
+
     def __len__(self) -> int:
         return len(self.points)
 

@@ -79,12 +79,11 @@ def worth(yardstick: Yardstick, models: Models, gain: Gained, candidates: Candid
     mean, deviation = models.accuracy.predict(name, points, candidates.total)
     costs = models.costs.predict(name, points)
     shares = {cost: value for cost, (value, _) in costs.items()}
-    total, allowed = np.zeros(len(points)), np.zeros(len(points))
-    for quantile in QUANTILES:
-        loss = restored(mean + quantile * deviation)
-        likely = yardstick.allowed(loss, costs)
-        total += gain(loss, shares) * likely / len(QUANTILES)
-        allowed += likely / len(QUANTILES)
+    loss = restored(mean + QUANTILES[:, None] * deviation)  # (quantiles, points)
+    likely = np.array([yardstick.allowed(one, costs) for one in loss]) / len(QUANTILES)
+    repeated = {cost: np.tile(value, len(QUANTILES)) for cost, value in shares.items()}
+    total = (gain(loss.ravel(), repeated).reshape(loss.shape) * likely).sum(axis=0)
+    allowed = likely.sum(axis=0)
     counted = np.where(total < yardstick.least_gain, 0.0, total)
     missing = np.maximum(candidates.total - candidates.before, candidates.own)
     rungs = 1 + np.log(np.maximum(missing / np.maximum(candidates.own, 1), 1)) / math.log(ETA)
