@@ -18,6 +18,7 @@ from autocompress.executors._base import EXECUTORS, WORKER_BYTES, TrialExecutor
 from autocompress.executors._ray.connecting import (
     connect,
     fitting,
+    fitting_trainers,
     hold,
     is_client,
     release,
@@ -30,6 +31,7 @@ from autocompress.executors._ray.mirror import Mirror
 from autocompress.executors._ray.shelf import start_shelf
 from autocompress.executors._ray.site import DEVICE, RaySite
 from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, title, work
+from autocompress.executors._ray.trainers import Crew
 
 T = TypeVar("T")
 
@@ -59,7 +61,8 @@ class RayExecutor(TrialExecutor):
         cluster: Where to run.
 
     Raises:
-        InvalidInput: If Ray is not installed, the cluster can't be reached, or it has no GPU where some are asked for.
+        InvalidInput: If Ray is not installed, the cluster can't be reached, or it has not the GPUs or the room for
+            trainers that are asked for.
     """
 
     name: ClassVar[str] = "ray"
@@ -69,13 +72,12 @@ class RayExecutor(TrialExecutor):
         connect(cluster.address)
         require_gpus(cluster.gpus_per_trial)
         threads, memory_bytes = fitting(threads, WORKER_BYTES)
+        crew = Crew(cluster.trainers_per_trial, fitting_trainers(cluster, threads), cluster.gpus_per_trial)
         super().__init__(workers, threads, cluster)
         self._run_id = uuid.uuid4().hex[:12]
         self._shelf = start_shelf(self._run_id)
         hold()
-        self._site = RaySite(
-            self._run_id, threads=threads, gpus_per_trial=cluster.gpus_per_trial, search_node=search_node()
-        )
+        self._site = RaySite(self._run_id, threads=threads, crew=crew, search_node=search_node())
         made = the_ray().remote(num_cpus=threads, memory=memory_bytes, max_retries=0, runtime_env=WITHOUT_GPUS)
         self._task = made(work)
         self._lock = threading.Lock()
@@ -90,9 +92,9 @@ class RayExecutor(TrialExecutor):
 
     @classmethod
     def usual_workers(cls, cluster: Cluster) -> int:
-        """One for each CPU that the cluster has now."""
+        """One for each CPU that the cluster has now, or for as many as its trainers take."""
         connect(cluster.address)
-        return max(1, int(the_ray().cluster_resources().get("CPU", 1)))
+        return max(1, int(the_ray().cluster_resources().get("CPU", 1) // cluster.trainers_per_trial))
 
     @property
     def site(self) -> RaySite:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput, one_line
 
 NAMESPACE = "autocompress"
@@ -160,7 +161,7 @@ def fitting(threads: int, memory_bytes: float) -> tuple[int, float]:
 
     Where no node has a CPU yet, as on a cluster that grows when it is asked to, they are left as they are.
     """
-    nodes = [node["Resources"] for node in the_ray().nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    nodes = [node for node in _nodes() if node.get("CPU", 0) >= 1]
     if not nodes:
         return threads, memory_bytes
     cpus, memory = (max(node.get(name, 0) for node in nodes) for name in ("CPU", "memory"))
@@ -175,9 +176,45 @@ def require_gpus(count: float) -> None:
     """
     if not count:
         return
-    most = max((node["Resources"].get("GPU", 0.0) for node in the_ray().nodes() if node["Alive"]), default=0.0)
+    most = max((node.get("GPU", 0.0) for node in _nodes()), default=0.0)
     if count > most:
         raise InvalidInput(
             f"gpus per trial {count:g}: no node of the cluster has more than {most:g}; ask for fewer, or start nodes "
             "with more (ray start --num-gpus N)"
         )
+
+
+def fitting_trainers(cluster: Cluster, threads: int) -> int:
+    """CPUs that each trainer of a trial may ask for: no more than leave room for all of them at the same time.
+
+    Where no node has a CPU yet, as on a cluster that grows when it is asked to, they are left as they are.
+
+    Raises:
+        InvalidInput: If the cluster has no room for so many trainers of one CPU each.
+    """
+    nodes, gpus = _nodes(), cluster.gpus_per_trial
+    if cluster.trainers_per_trial == 1 or not any(node.get("CPU", 0) >= 1 for node in nodes):
+        return threads
+    for cpus in range(threads, 0, -1):
+        room = sum(_room(node, cpus, gpus) for node in nodes)
+        if room >= cluster.trainers_per_trial:
+            return cpus
+    each = f"a CPU and {gpus:g} GPUs" if gpus else "a CPU"
+    raise InvalidInput(
+        f"trainers per trial {cluster.trainers_per_trial}: each takes {each}, and the cluster has room for {room} "
+        f"(nodes: {len(nodes)}); ask for fewer, or start more nodes (ray start --address HOST:PORT)"
+    )
+
+
+def _room(node: dict[str, float], cpus: int, gpus: float) -> int:
+    """How many processes of so many CPUs and GPUs fit into a node; a part of a GPU is of a single one."""
+    room = int(node.get("CPU", 0) // cpus)
+    if not gpus:
+        return room
+    own = node.get("GPU", 0)
+    return min(room, int(own // gpus) if gpus >= 1 else int(own) * int(1 / gpus + 1e-9))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of every node that is alive."""
+    return [node["Resources"] for node in the_ray().nodes() if node["Alive"]]

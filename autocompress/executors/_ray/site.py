@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock
 
@@ -16,7 +16,8 @@ from autocompress.errors import DeviceUnavailable
 from autocompress.executors._ray.connecting import NAMESPACE, the_ray
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.shelf import shelf_name
-from autocompress.executors._ray.tasks import WITHOUT_GPUS, opened, title, work
+from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, opened, title, work
+from autocompress.executors._ray.trainers import ALONE, Crew, train_together
 from autocompress.profile import HardwareProfile
 from autocompress.serialization import write_atomically
 from autocompress.site import Site
@@ -42,7 +43,7 @@ class RaySite(Site):
         run: The run directory on the node of the search; empty before there is one.
         search_node: The node of the search.
         threads: Threads of a trial.
-        gpus_per_trial: What training takes.
+        crew: What training takes.
         declared: The resources by which nodes said that they have machines when the search began. What one of them
             stands for is measured there alone, also while its node is away.
     """
@@ -51,7 +52,7 @@ class RaySite(Site):
     run: str = ""
     search_node: str = ""
     threads: int = 1
-    gpus_per_trial: float = 0.0
+    crew: Crew = ALONE
     declared: frozenset[str] = frozenset()
 
     @property
@@ -134,34 +135,37 @@ class RaySite(Site):
             affinity = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
             options["scheduling_strategy"] = affinity(self.search_node, soft=False)
         name = f"measure on {profile.name}: {ray.get_runtime_context().get_task_name()}"
-        return self._stage(_stage_task().options(name=name, **options), name, function, args, profile)
+        task = _stage_task().options(name=name, **options)
+        return cast(T, self._stage(lambda: task.remote(function, args, self.threads), name, profile))
 
     @property
     def trains_here(self) -> bool:
-        """True unless training takes GPUs: these are held for no longer than it lasts."""
-        return not self.gpus_per_trial
+        """True unless training takes GPUs or several trainers: these are held for no longer than it lasts."""
+        return self.crew.trainers == 1 and not self.crew.gpus
 
     def at_trainer(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in a process that has been given GPUs."""
-        name = title(function, args)
-        return self._stage(_training_task(self.gpus_per_trial).options(name=name), name, function, args)
+        """Call a function in a process that has been given GPUs, or in several that train together."""
+        name, crew = title(function, args), self.crew
+        if crew.trainers > 1:
+            return cast(T, self._stage(lambda: train_together(crew, name, function, args), name))
+        task = _training_task(crew.gpus).options(name=name)
+        return cast(T, self._stage(lambda: task.remote(function, args, self.threads), name))
 
-    def _stage(
-        self,
-        task: Any,
-        name: str,
-        function: Callable[..., T],
-        args: tuple[object, ...],
-        profile: HardwareProfile | None = None,
-    ) -> T:
-        """The result of a task within this one, whose CPUs others may have meanwhile; a lost one is begun again."""
+    def _stage(self, begin: Callable[[], Any], name: str, profile: HardwareProfile | None = None) -> Any:
+        """The result of a task within this one, whose CPUs others may have meanwhile; a lost one is begun again.
+
+        Args:
+            begin: Starts it and returns the reference to its outcome.
+            name: Of the task.
+            profile: The machine that it needs, if it needs one.
+        """
         ray = the_ray()
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                reference = task.remote(function, args, self.threads)
+                reference = begin()
                 if profile is not None and device_resource(profile) in self.declared:
                     _await_device(reference, profile)
-                return opened(ray.get(reference))  # type: ignore[no-any-return]
+                return opened(ray.get(reference))
             except ray.exceptions.RayError as error:
                 reason = loss(error)
                 if not reason or attempt == ATTEMPTS:
@@ -214,7 +218,7 @@ def _stage_task() -> Any:
 @lru_cache(maxsize=1)
 def _training_task(gpus: float) -> Any:
     """The task of training, whose process ends with it, and gives its GPU's memory back."""
-    return the_ray().remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=0)(work)
+    return the_ray().remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=0, runtime_env=WITH_GPUS)(work)
 
 
 @lru_cache(maxsize=4)
