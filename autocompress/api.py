@@ -6,12 +6,12 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autocompress.checks import CheckItem, CheckReport, run_checks
 from autocompress.cluster import ALONE, Cluster
@@ -80,6 +80,7 @@ def search(
     executor: str = "processes",
     address: str | None = None,
     gpus_per_trial: float = 0.0,
+    trainers_per_trial: int = 1,
     score_on_device: bool = False,
     storage: str | None = None,
     observer: Observer | None = None,
@@ -111,7 +112,10 @@ def search(
         executor: "processes", "inline" (one trial after the other in this process), or "ray" (tasks of a Ray cluster).
         address: Of the Ray cluster: `host:port` of its head or `ray://host:10001`; by default the one that the
             environment names or that runs on this machine, or else a new one of this machine alone.
-        gpus_per_trial: GPUs of Ray that training a trial takes, such as 0.25; 0 trains on processors.
+        gpus_per_trial: GPUs of Ray that training a trial takes, such as 0.25; 0 trains on processors. With several
+            trainers each takes as many.
+        trainers_per_trial: Processes of Ray that train one trial together, each on its part of every batch, for models
+            that take too long alone.
         score_on_device: True to score the models of the front at the end also by the outputs that the device computes
             for the validation data, and the baseline before the search begins. The budget holds that time, too.
         storage: URL of a database that the study is written to as well, so that optuna-dashboard shows it from
@@ -129,7 +133,7 @@ def search(
         DeviceUnavailable: If the device is missing or busy for longer than the profile waits; `resume` goes on.
     """
     started = time.monotonic()
-    cluster = Cluster(address, gpus_per_trial)
+    cluster = Cluster(address, gpus_per_trial, trainers_per_trial)
     request = make_request(
         budget=_budget_s(budget, trials),
         trials=trials,
@@ -169,6 +173,7 @@ def resume(
     executor: str | None = None,
     address: str | None = None,
     gpus_per_trial: float | None = None,
+    trainers_per_trial: int | None = None,
     score_on_device: bool | None = None,
     storage: str | None = None,
     accept_changes: bool = False,
@@ -180,7 +185,7 @@ def resume(
         path: Its run directory.
         task: The task; by default from where the search took it.
         budget, trials, workers: New limits; by default those of the search. Time counts over all resumes.
-        executor, address, gpus_per_trial: As in `search`; by default as the search was.
+        executor, address, gpus_per_trial, trainers_per_trial: As in `search`; by default as the search was.
         score_on_device: As in `search`; None for as the search was. A search that is complete needs a larger budget to
             score its front, if it had one.
         storage: As in `search`; None for that of the search, whose password was not kept. "journal" goes on without a
@@ -197,7 +202,8 @@ def resume(
     config = directory.config
     if task is None and not config.task_reference:
         raise InvalidInput(f"run {path}: its task was given as an object; give resume(..., task=...) the same again")
-    cluster = _resumed_cluster(config, executor, address, gpus_per_trial)
+    asked = {"address": address, "gpus_per_trial": gpus_per_trial, "trainers_per_trial": trainers_per_trial}
+    cluster = _resumed_cluster(config, executor, asked)
     keeps_workers = workers is None and executor in (None, config.executor)
     executor = executor or config.executor
     config = replace(
@@ -462,12 +468,10 @@ def _seconds(budget: str | float) -> float:
     return seconds
 
 
-def _resumed_cluster(
-    config: RunConfig, executor: str | None, address: str | None, gpus_per_trial: float | None
-) -> Cluster:
+def _resumed_cluster(config: RunConfig, executor: str | None, asked: Mapping[str, Any]) -> Cluster:
     """The cluster of a search that is taken up: as it was, but for what is given anew."""
     before = config.cluster if executor in (None, config.executor) else ALONE
-    return Cluster(address or before.address, before.gpus_per_trial if gpus_per_trial is None else gpus_per_trial)
+    return replace(before, **{name: value for name, value in asked.items() if value not in (None, "")})
 
 
 def _require_time(given: str | float | None, budget_s: float | None, spent_s: float) -> None:

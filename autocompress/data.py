@@ -77,10 +77,18 @@ class DatasetSplit:
 
     def batches(self, size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Batches of up to `size` samples, shuffled if a seed is given."""
+        return map(self.read, self.orders(size, seed=seed))
+
+    def orders(self, size: int, *, seed: int | None = None) -> Iterator[Array]:
+        """Numbers of the items of each batch."""
         count = len(self.dataset)
         order = np.arange(count) if seed is None else np.random.default_rng(seed).permutation(count)
         for start in range(0, count, size):
-            yield joined([self._item(int(index)) for index in order[start : start + size]])
+            yield order[start : start + size]
+
+    def read(self, items: Array) -> Batch:
+        """The items of some numbers, which may be none."""
+        return joined([self._item(int(item)) for item in items]) if len(items) else self._item(0)[:0]
 
     def fingerprint(self) -> str:
         """Digest of length, shapes and up to 200 targets; inputs may be augmented and differ each time."""

@@ -10,7 +10,8 @@ AutocompressError
 ├── ConversionError       an export that failed or disagrees with its source
 ├── MeasurementError      a model that can't be timed or run by its runtime
 ├── DeviceUnavailable     no device to measure on, or to train on where a cluster has lost its GPUs
-└── SearchFailed          a search that can't get anywhere: every trial fails the same way
+├── SearchFailed          a search that can't get anywhere: every trial fails the same way
+└── TeamBroken            processes that train together lost one another; begun again, like work that a lost node took
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ class DeviceUnavailable(AutocompressError):
 
 class SearchFailed(AutocompressError):
     """A search can't get anywhere; the message holds the cause of the last failure."""
+
+
+class TeamBroken(AutocompressError):
+    """A process that trains with others can't reach them any more, by no fault of the plan."""
 
 
 def one_line(error: BaseException) -> str:

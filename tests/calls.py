@@ -40,7 +40,7 @@ def share_device(site: Site, profile: HardwareProfile, seconds: float) -> tuple[
 
 def train_with_patience(site: Site, seconds: float) -> int:
     """Have a call made where models are trained, and wait so long for such a place where there is none."""
-    from autocompress.executors._ray import site as sites
+    from autocompress.executors._ray import trainers
 
-    sites.TRAINER_WAIT_S = seconds
+    trainers.TRAINER_WAIT_S = seconds
     return site.at_trainer(os.getpid)

@@ -43,6 +43,7 @@ class Config(BaseModel):
     executor: str | None = None
     address: str | None = None
     gpus_per_trial: float | None = None
+    trainers_per_trial: PositiveInt | None = None
     seed: int | None = None
     output: str | None = None
     score_on_device: bool | None = None

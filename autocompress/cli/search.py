@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from autocompress.run import Run
 
 _RESUMABLE = frozenset(
-    {"budget", "trials", "workers", "executor", "address", "gpus_per_trial", "score_on_device", "storage"}
+    {"budget", "trials", "workers", "executor", "address", "gpus_per_trial", "trainers_per_trial"}
+    | {"score_on_device", "storage"}
 )
 """What may change when a search goes on."""
 
@@ -85,7 +86,21 @@ def search(
         ),
     ] = None,
     gpus_per_trial: Annotated[
-        float | None, typer.Option(min=0.0, help="GPUs of Ray that training a trial takes, such as 0.25.")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="GPUs of Ray that training a trial takes, such as 0.25; with `--trainers-per-trial` each trainer has "
+            "as many.",
+        ),
+    ] = None,
+    trainers_per_trial: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes of Ray that train one trial together, on one machine or several, each on its part of every "
+            "batch. For models that take too long alone; where several trials fit at the same time, `--workers` gets "
+            "more done.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="For everything random.")] = None,
     strategy: Annotated[
@@ -140,6 +155,7 @@ def search(
         "executor": executor,
         "address": address,
         "gpus_per_trial": gpus_per_trial,
+        "trainers_per_trial": trainers_per_trial,
         "seed": seed,
         "strategy": strategy,
         "score_on_device": score_on_device,

@@ -20,6 +20,7 @@ from autocompress.executors._ray.connecting import (
     PATIENCE_S,
     connect,
     fitting,
+    fitting_trainers,
     hold,
     is_client,
     node_cpus,
@@ -35,6 +36,7 @@ from autocompress.executors._ray.needs import Need, Watch
 from autocompress.executors._ray.shelf import end_shelf, start_shelf
 from autocompress.executors._ray.site import DEVICE, RaySite
 from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, title, work
+from autocompress.executors._ray.trainers import Crew
 
 T = TypeVar("T")
 
@@ -64,7 +66,8 @@ class RayExecutor(TrialExecutor):
         cluster: Where to run.
 
     Raises:
-        InvalidInput: If Ray is not installed, the cluster can't be reached, or it has no GPU where some are asked for.
+        InvalidInput: If Ray is not installed, the cluster can't be reached, or it has not the GPUs or the room for
+            trainers that are asked for.
     """
 
     name: ClassVar[str] = "ray"
@@ -74,13 +77,12 @@ class RayExecutor(TrialExecutor):
         connect(cluster.address)
         require_gpus(cluster.gpus_per_trial)
         threads, memory_bytes = fitting(threads, WORKER_BYTES)
+        crew = Crew(cluster.trainers_per_trial, fitting_trainers(cluster, threads), cluster.gpus_per_trial)
         super().__init__(workers, threads, cluster)
         self._run_id = uuid.uuid4().hex[:12]
         self._shelf = start_shelf(self._run_id)
         hold()
-        self._site = RaySite(
-            self._run_id, threads=threads, gpus_per_trial=cluster.gpus_per_trial, search_node=search_node()
-        )
+        self._site = RaySite(self._run_id, threads=threads, crew=crew, search_node=search_node())
         made = the_ray().remote(num_cpus=threads, memory=memory_bytes, max_retries=0, runtime_env=WITHOUT_GPUS)
         self._task = made(work)
         self._lock = threading.Lock()
@@ -96,16 +98,19 @@ class RayExecutor(TrialExecutor):
 
     @classmethod
     def usual_workers(cls, cluster: Cluster, *, takes_wall_time: bool) -> int:
-        """One for each CPU that the cluster has now; one alone where timing would suffer, as all is one machine."""
+        """One for each CPU that the cluster has now, or for as many as a trial's trainers take.
+
+        One alone where timing would suffer, as all is one machine.
+        """
         connect(cluster.address)
         cpus = node_cpus()
-        return 1 if takes_wall_time and len(cpus) == 1 else max(1, sum(cpus))
+        return 1 if takes_wall_time and len(cpus) == 1 else max(1, sum(cpus) // cluster.trainers_per_trial)
 
     @classmethod
     def usual_threads(cls, workers: int, cluster: Cluster) -> int:
         """As many as let all trials run at the same time on the nodes that the cluster has now."""
         connect(cluster.address)
-        return threads_for(workers)
+        return threads_for(workers * cluster.trainers_per_trial)
 
     @property
     def site(self) -> RaySite:

@@ -53,17 +53,24 @@ def _sparsify(bench: Workbench, model: nn.Module, plan: Plan, seed: int) -> None
     """Train an architecture towards sparsity in place; all plans that ask for the same share the weights."""
     from safetensors.torch import load_model
 
-    from autocompress.recovery import sparsify
+    from autocompress.recovery import sparsify, team
 
     recovery = replace(plan.recovery, epochs=0, feature_weight=0.0)  # neither has a part in it
     shared = Plan(plan.architecture, recovery=recovery).digest
     saved = bench.directory / "artifacts" / f"{shared}-sparse-{seed}-{__version__}.safetensors"
-    if bench.site.has(saved):
-        load_model(model, str(saved))
+
+    def take_up() -> bool:
+        if is_saved := bench.site.has(saved):
+            load_model(model, str(saved))
+        return is_saved
+
+    if team.told(take_up):
+        team.equalize(model)
         return
     sparsify(model, bench.lessons, recovery, seed=seed, loss=bench.task.loss)
-    save_weights(model, saved, {})
-    bench.site.share(saved)
+    if team.leads():
+        save_weights(model, saved, {})
+        bench.site.share(saved)
 
 
 def settle(bench: Workbench, model: nn.Module, plan: Plan, seed: int) -> nn.Module:

@@ -49,7 +49,7 @@ def begin(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
     added, start = added_steps(plan), plan.start
     free, _ = _epochs(start)
     earlier = Trial(0, start, seed)
-    if free and bench.site.has(_saved_weights(bench, earlier, "free")):
+    if free and _is_saved(bench, earlier, "free"):
         model = build(bench, replace(start, start=None, recovery=Recovery()), seed)  # whatever it began with is over
     else:
         model = begin(bench, start, seed)
@@ -63,9 +63,10 @@ def begin(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
 
 def recalibrated(bench: Workbench, model: nn.Module, seed: int) -> None:
     """Take the statistics of batch norms anew, in place."""
-    from autocompress.recovery import recalibrate
+    from autocompress.recovery import recalibrate, team
 
     recalibrate(model, bench.task, seed=seed)
+    team.equalize(model)  # a loader gives each process other batches
 
 
 def recover_and_settle(
@@ -94,7 +95,7 @@ def recover_and_settle(
     if _goes_on(plan):
         assert plan.start is not None, "it goes on from there"
         earlier = Trial(0, plan.start, trial.seed)
-        if bench.site.has(_saved_weights(bench, earlier, "settled")):  # whatever it began with is over
+        if _is_saved(bench, earlier, "settled"):  # whatever it began with is over
             model = settle(bench, model, plan, trial.seed)
             _train(bench, model, earlier, _epochs(plan.start)[1], "settled")
         else:
@@ -136,11 +137,11 @@ def _joined(first: dict[str, float], second: dict[str, float]) -> dict[str, floa
 
 
 def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase: str) -> dict[str, float]:
-    """Fine-tune a model in place; weights of the same trial, cut short earlier, are taken up."""
-    from safetensors import safe_open
-    from safetensors.torch import load_model
+    """Fine-tune a model in place; weights of the same trial, cut short earlier, are taken up.
 
-    from autocompress.recovery import autocast, recover
+    Of processes that train together the first alone reads and writes weights.
+    """
+    from autocompress.recovery import autocast, recover, team
 
     if not epochs:
         return {}
@@ -151,10 +152,9 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
             return direction * bench.task.score(parity.torch_predictor(candidate), batch_size=bench.task.batch_size)
 
     saved = _saved_weights(bench, trial, phase)
-    if bench.site.has(saved):
-        load_model(model, str(saved))
-        with safe_open(saved, "pt") as file:
-            known: dict[str, float] = json.loads(file.metadata()["reached"])
+    known = team.told(lambda: _taken_up(bench, model, saved))
+    if known is not None:
+        team.equalize(model)
         return known | {TAKEN_UP: 1.0}
     is_held = phase == "settled"
     recovery = replace(trial.plan.recovery, epochs=epochs)
@@ -177,9 +177,30 @@ def _train(bench: Workbench, model: nn.Module, trial: Trial, epochs: int, phase:
         "best_epoch": reached.epoch,
         "epochs": reached.epochs,
     }
-    save_weights(model, saved, {"reached": json.dumps(facts)})
-    bench.site.share(saved)
+    if team.leads():
+        save_weights(model, saved, {"reached": json.dumps(facts)})
+        bench.site.share(saved)
     return facts
+
+
+def _taken_up(bench: Workbench, model: nn.Module, saved: Path) -> dict[str, float] | None:
+    """Load weights into a model, and what was reached with them; None if there are none."""
+    from safetensors import safe_open
+    from safetensors.torch import load_model
+
+    if not bench.site.has(saved):
+        return None
+    load_model(model, str(saved))
+    with safe_open(saved, "pt") as file:
+        known: dict[str, float] = json.loads(file.metadata()["reached"])
+    return known
+
+
+def _is_saved(bench: Workbench, trial: Trial, phase: str) -> bool:
+    """Whether the recovered weights of a trial are kept; processes that train together get the same answer."""
+    from autocompress.recovery import team
+
+    return team.told(lambda: bench.site.has(_saved_weights(bench, trial, phase)))
 
 
 def _trained_before(plan: Plan, *, is_held: bool) -> int:

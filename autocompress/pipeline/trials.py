@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
 from autocompress.data import batch_size_of, head
-from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, one_line
+from autocompress.errors import AutocompressError, DeviceUnavailable, MeasurementError, TeamBroken, one_line
 from autocompress.formats import onnx_runtime, parity
 from autocompress.graph.inspect import used_layers
 from autocompress.measurement import Measurements
@@ -47,11 +47,12 @@ def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> R
 
     Raises:
         DeviceUnavailable: If there is nothing to measure on; what was trained is kept, for another try.
+        TeamBroken: If processes that train it lose one another again and again.
     """
     clock = Stopwatch()
     try:
         record = _run(trial, bench, screen, clock)
-    except DeviceUnavailable:
+    except (DeviceUnavailable, TeamBroken):
         raise
     except MeasurementError as error:  # what was trained is not to blame
         record = Record(trial, "failed", reason=f"{type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autocompress.artifact import Artifact
-from autocompress.data import Array, Batch, batch_size_of, head
+from autocompress.data import Array, ArraySplit, Batch, Split, batch_size_of, head, joined
 from autocompress.devices import Device, open_device
 from autocompress.errors import MeasurementError
 from autocompress.formats import parity
@@ -93,7 +93,15 @@ class Workbench:
     @cached_property
     def context(self) -> Context:
         """What methods may look at."""
-        return Context(self.task.examples, self.task.split("calibration"), self.target, loss=self.task.loss)
+        return Context(self.task.examples, self._calibration, self.target, loss=self.task.loss)
+
+    @property
+    def _calibration(self) -> Split:
+        """The calibration data; those of the first for processes that train together, as a loader gives each others."""
+        from autocompress.recovery import team
+
+        split = self.task.split("calibration")
+        return split if team.size() == 1 else team.told(lambda: ArraySplit(joined(list(split.batches(256)))))
 
     @cached_property
     def validation_inferences(self) -> int:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.plan import Recovery
+from autocompress.recovery import team
 from autocompress.recovery.compute import at_work, autocast
 from autocompress.recovery.features import FeatureMatch, matched
 from autocompress.recovery.lessons import Lesson, Lessons
@@ -57,7 +58,8 @@ def recover(
         model: The compressed model; trained in place, in evaluation mode afterwards.
         lessons: Training data with the teacher's outputs.
         recovery: Epochs, at least 1, and everything else. The penalty acts if it has no epochs of its own.
-        score: Score of a torch model, where training runs, on validation data; more is better.
+        score: Score of a torch model, where training runs, on validation data; more is better. Of a team only the first
+            process is asked.
         seed: For the order of the data and dropout.
         before: Epochs that the model has had; the rate goes on where one schedule over all of them would be.
         loss: On the true targets; by default cross-entropy for whole-number targets, else mean squared error.
@@ -68,13 +70,13 @@ def recover(
         RecoveryFailed: If the loss becomes infinite or NaN.
         InfeasiblePlan: If inner layers are to be taught and there are none that fit.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(team.seed_of(seed))
     epochs = recovery.epochs
     # the best epoch lies late in a one-cycle schedule; scoring the early ones takes time and gives chance more choices
     first = epochs - 1 if recovery.keep == "last" else 2 * epochs // 3
     with ExitStack() as during:
         during.enter_context(at_work(model))
-        start = score(model)
+        start = team.told(lambda: score(model))
         best, weights = Recovered(start, start, 0, epochs), _snapshot(model)
         match = None
         if recovery.feature_weight:
@@ -92,14 +94,16 @@ def recover(
             taught=recovery.alpha < 1,
             beside=beside,
         ):
-            if epoch <= first:
+            if epoch <= first or not team.leads():
                 continue
             reached = score(model)
             if reached >= best.score or recovery.keep == "last":
                 best, weights = Recovered(start, reached, epoch, epochs), _snapshot(model)
-        model.load_state_dict(weights)
+        if team.leads():
+            model.load_state_dict(weights)
+        team.equalize(model)
     model.eval()
-    return best
+    return team.told(lambda: best)
 
 
 def make_batch_loss(

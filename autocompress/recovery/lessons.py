@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.data import Array, ArraySplit, Batch
+from autocompress.data import Array, ArraySplit, Batch, DatasetSplit, Split
 from autocompress.errors import InfeasiblePlan, InvalidInput
 from autocompress.graph.folding import fold_batch_norms
+from autocompress.recovery import team
 from autocompress.recovery.compute import autocast, compute_device, tensors
 from autocompress.recovery.features import captured
 from autocompress.user_code import user_code
@@ -29,17 +30,19 @@ MOST_REMEMBERED_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Lesson:
-    """One training batch.
+    """One training batch, or the part of it that this process of a team trains on.
 
     Args:
         inputs: Of the model, tensors (samples, …); all are where training runs.
         targets: The true ones.
         taught: The teacher's outputs; None if nobody asked for them.
+        share: Of the whole batch, in [0, 1]; 0 if it has too few samples for this process to have any.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
     taught: Tensor | None
+    share: float = 1.0
 
 
 class Lessons:
@@ -66,44 +69,55 @@ class Lessons:
         """Batches of an epoch."""
         if isinstance(self._split, ArraySplit):
             return -(-len(self._split) // self._batch_size)
-        return sum(1 for _ in self._split.batches(self._batch_size))
+        if isinstance(self._split, DatasetSplit):
+            return sum(1 for _ in self._split.orders(self._batch_size))
+        return team.told(lambda: sum(1 for _ in self._split.batches(self._batch_size)))
 
-    def epoch(self, seed: int, *, fewest: int = 1, taught: bool = True) -> Iterator[Lesson]:
+    def epoch(self, seed: int, *, fewest: int = 1, taught: bool = True, shared: bool = False) -> Iterator[Lesson]:
         """All batches once, shuffled.
 
         Args:
             seed: Of the order.
             fewest: Samples that a batch must have; smaller ones are left out, since batch norm can't train on one.
             taught: False to leave the teacher's outputs out.
+            shared: True for this process's part of each batch, if it belongs to a team; see `team`.
 
         Raises:
             InvalidInput: If no batch is large enough.
         """
         answered = self._with_answers if taught else None
         split, used = answered or self._split, 0
-        for batch in split.batches(self._batch_size, seed=seed):
-            if len(batch) < fewest:
-                continue
+        whole = (batch for batch in split.batches(self._batch_size, seed=seed) if len(batch) >= fewest)
+        for batch, share in self._parts(split, seed, fewest) if shared else ((batch, 1.0) for batch in whole):
             used += 1
             (targets,) = tensors((batch.targets,))
             if answered is not None:
                 *inputs, answers = tensors(batch.inputs)
-                yield Lesson(tuple(inputs), targets, answers)
+                yield Lesson(tuple(inputs), targets, answers, share)
             else:
                 given = tensors(batch.inputs)
-                yield Lesson(given, targets, self._answer(batch.inputs) if taught else None)
+                yield Lesson(given, targets, self._answer(batch.inputs) if taught and share else None, share)
         if not used:
             raise InvalidInput(
                 f"train data: no batch of {fewest} or more samples, which batch norm needs to be trained; use larger "
                 "batches"
             )
 
+    def _parts(self, split: Split, seed: int, fewest: int) -> Iterator[tuple[Batch, float]]:
+        """The part of this process of each batch, and its share of it."""
+        if isinstance(split, DatasetSplit):  # the parts of others are not even read
+            orders = (order for order in split.orders(self._batch_size, seed=seed) if len(order) >= fewest)
+            return ((split.read(own), share) for own, share in team.parts(orders, fewest, alike=True))
+        whole = (batch for batch in split.batches(self._batch_size, seed=seed) if len(batch) >= fewest)
+        return team.parts(whole, fewest, alike=isinstance(split, ArraySplit))  # a loader shuffles by itself
+
     @cached_property
     def _with_answers(self) -> ArraySplit | None:
         """The training data with the teacher's outputs as one more input; None for loaders."""
         if not isinstance(self._split, ArraySplit):
             return None
-        answers = [self._ask(tensors(batch.inputs)).cpu().numpy() for batch in self._split.batches(256)]
+        asked = team.taken(self._split.batches(256))
+        answers = team.joined([self._ask(tensors(batch.inputs)).cpu().numpy() for batch in asked])
         samples = self._split.samples
         return ArraySplit(Batch((*samples.inputs, np.concatenate(answers)), samples.targets))
 

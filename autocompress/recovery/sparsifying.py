@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from autocompress.plan import Recovery
+from autocompress.recovery import team
 from autocompress.recovery.compute import at_work
 from autocompress.recovery.distillation import Loss, make_batch_loss
 from autocompress.recovery.lessons import Lessons
@@ -32,7 +33,7 @@ def sparsify(model: nn.Module, lessons: Lessons, recovery: Recovery, *, seed: in
     References:
         Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", 2017.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(team.seed_of(seed))
     batch_loss = make_batch_loss(model, recovery, loss, penalized=True)
     epochs, rate = recovery.sparsify_epochs, recovery.learning_rate
     taught = recovery.alpha < 1

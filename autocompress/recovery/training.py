@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from autocompress.errors import RecoveryFailed
 from autocompress.graph.constraints import Constraint, constraints
+from autocompress.recovery import team
 from autocompress.recovery.lessons import Lesson, Lessons
 
 BatchLoss = Callable[[Lesson], Tensor]
@@ -42,6 +43,8 @@ def train(
     autocast where it is known. Channels-last memory would be a little faster, but with several threads and
     8 channels torch 2.13 corrupts memory in the backward pass of its convolutions.
 
+    Processes of a team begin with the weights of the first one, and have equal ones after every epoch; see `team`.
+
     Args:
         model: Trained in place; between epochs it may be put into any mode.
         lessons: Training data with the teacher's outputs.
@@ -57,19 +60,22 @@ def train(
         RecoveryFailed: If the loss or its gradient becomes infinite or NaN.
     """
     fewest = prepare(model)
+    team.equalize(model, beside)
     optimizer = make_optimizer(model, learning_rate, beside)
     steps = epochs * lessons.steps
     schedule = one_cycle(optimizer, learning_rate, before * lessons.steps, before * lessons.steps + steps)
     scheduled = [one for one in constraints(model) if not one.settled]
     for epoch in range(1, epochs + 1):
         model.train()
-        for index, lesson in enumerate(
-            islice(lessons.epoch(seed + epoch, fewest=fewest, taught=taught), lessons.steps)
-        ):
+        samples = 0
+        batches = lessons.epoch(seed + epoch, fewest=fewest, taught=taught, shared=True)
+        for index, lesson in enumerate(islice(batches, lessons.steps)):
             for constraint in scheduled:
                 constraint.advance(((epoch - 1) * lessons.steps + index) / steps)
-            _step(optimizer, batch_loss(lesson))
+            _step(optimizer, batch_loss, lesson)
             schedule.step()
+            samples += len(lesson.targets)
+        team.average_statistics(model, samples)
         yield epoch
 
 
@@ -90,9 +96,9 @@ def seconds_of_epoch(model: nn.Module, lessons: Lessons, batch_loss: BatchLoss, 
     fewest = prepare(model)
     optimizer = make_optimizer(model, 1e-4)
     times = []
-    for lesson in islice(lessons.epoch(0, fewest=fewest), steps + 1):
+    for lesson in islice(lessons.epoch(0, fewest=fewest, shared=True), steps + 1):
         started = time.perf_counter()
-        _step(optimizer, batch_loss(lesson))
+        _step(optimizer, batch_loss, lesson)
         times.append(time.perf_counter() - started)
     counted = times[1:] or times
     return sum(counted) / len(counted) * lessons.steps
@@ -136,17 +142,21 @@ def _freezes(module: nn.Module) -> bool:
     return isinstance(module, Constraint) and not module.trains_free_weight
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def _step(optimizer: torch.optim.Optimizer, batch_loss: BatchLoss, lesson: Lesson) -> None:
     """One step of gradient descent.
 
     Raises:
         RecoveryFailed: If the loss or the norm of its gradient is not finite.
     """
-    if not math.isfinite(loss.item()):
-        raise RecoveryFailed(f"the training loss became {loss.item()}; lower the learning rate of the recovery")
+    trained = [weight for group in optimizer.param_groups for weight in group["params"]]
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
+    loss = lesson.share * batch_loss(lesson) if lesson.share else None
+    if loss is not None:
+        loss.backward()  # type: ignore[no-untyped-call]
+    value = team.averaged(trained, loss)
+    if not math.isfinite(value):
+        raise RecoveryFailed(f"the training loss became {value}; lower the learning rate of the recovery")
+    norm = nn.utils.clip_grad_norm_(trained, 1.0)
     if not math.isfinite(norm.item()):
         raise RecoveryFailed(f"the gradient's norm became {norm.item()}; lower the learning rate of the recovery")
     optimizer.step()

@@ -85,5 +85,6 @@ def test_only_executors_of_clusters_take_one() -> None:
     for name in EXECUTORS:
         kind = EXECUTORS[name]
         if not kind.has_cluster:
-            with pytest.raises(InvalidInput, match=f"executor '{name}': runs on this machine alone"):
-                kind(1, 1, Cluster(address="auto"))
+            for asked in (Cluster(address="auto"), Cluster(gpus_per_trial=1), Cluster(trainers_per_trial=2)):
+                with pytest.raises(InvalidInput, match=f"executor '{name}': runs on this machine alone"):
+                    kind(1, 1, asked)

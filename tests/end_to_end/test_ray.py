@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import time
@@ -11,18 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
+from torch import Tensor, nn
 
 import autocompress
 from autocompress.cluster import Cluster
 from autocompress.devices import resolve_profile
 from autocompress.errors import DeviceUnavailable, InvalidInput
+from autocompress.executors._ray.connecting import connect, hold, release
 from autocompress.executors._ray.folders import OF_NODE
+from autocompress.executors._ray.losses import loss
 from autocompress.executors._ray.meter import at_once
+from autocompress.executors._ray.site import RaySite
+from autocompress.executors._ray.tasks import WITHOUT_GPUS, opened
+from autocompress.executors._ray.trainers import Crew, train_together
 from autocompress.executors.ray import RayExecutor
 from autocompress.record import TAKEN_UP
 from autocompress.run_directory import RunDirectory
 from autocompress.snapshot import Snapshot
 from tests.calls import share_device, train_with_patience
+from tests.tasks.stripes import task
 
 TASK = str(Path(__file__).parents[1] / "tasks" / "stripes.py")
 
@@ -34,7 +43,8 @@ def cluster() -> Iterator[Any]:
     """A head without processors for trials, and two nodes with one each."""
     from ray.cluster_utils import Cluster as Nodes
 
-    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1})
+    # the dashboard may take any port: where its own is taken, by a cluster beside this one, Ray leaves a socket open
+    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_port": None})
     for _ in range(2):
         made.add_node(num_cpus=1)
     yield made
@@ -181,12 +191,12 @@ def test_training_gives_up_where_its_gpus_are_gone_for_good(cluster: Any, tmp_pa
         executor.begin(run)
         assert executor.submit(train_with_patience, executor.site, 3.0).result(120) > 0
         cluster.remove_node(node)
-        with pytest.raises(DeviceUnavailable, match="no node of the cluster has had 4 GPUs and a CPU for"):
+        with pytest.raises(DeviceUnavailable, match="no node of the cluster has had 4 GPUs and 1 CPU for"):
             executor.submit(train_with_patience, executor.site, 3.0).result(120)
         lines += (run / "log.txt").read_text().splitlines()
     finally:
         executor.shutdown(cancel_futures=True)
-    assert sum("machines with 4 GPUs and a CPU are waited for, up to 3s" in line for line in lines) == 1
+    assert sum("machines with 4 GPUs and 1 CPU are waited for, up to 3s" in line for line in lines) == 1
 
 
 def test_a_search_says_that_no_node_is_left_for_its_trials(cluster: Any) -> None:
@@ -211,5 +221,133 @@ def test_gpus_that_no_node_has_are_refused(cluster: Any, tmp_path: Path) -> None
     with pytest.raises(InvalidInput, match=r"gpus per trial 8: no node of the cluster has more than 1"):
         autocompress.search(
             TASK, executor="ray", address=cluster.address, gpus_per_trial=8, output=tmp_path / "run", hardware="fake"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_that_two_train_becomes_what_one_makes_of_it(cluster: Any, tmp_path: Path) -> None:
+    """Though one of them is killed in the middle."""
+    killed, steps = tmp_path / "killed", list[int]()
+
+    def fatal(outputs: Tensor, targets: Tensor) -> Tensor:
+        import torch.distributed as dist
+
+        steps.append(len(targets))
+        if len(steps) > 20 and dist.is_initialized() and dist.get_rank() == 1 and not killed.exists():
+            killed.touch()
+            os._exit(9)
+        return nn.functional.cross_entropy(outputs, targets)
+
+    mortal, options = replace(task, loss=fatal), {"trials": 3, "strategy": "random", "hardware": "fake"}
+    ways: dict[str, dict[str, Any]] = {
+        "alone": {"executor": "inline"},
+        "together": {"executor": "ray", "address": cluster.address, "workers": 1, "trainers_per_trial": 2},
+    }
+    found = {}
+    for way, where in ways.items():
+        run = autocompress.search(mortal, output=tmp_path / way, **where, **options)  # type: ignore[arg-type]
+        records = RunDirectory.open(run.path).records()
+        assert not [record.reason for record in records if record.status == "failed"]
+        found[way] = {record.plan.digest: record.details for record in records if record.plan.recovery.epochs}
+    assert killed.exists()
+    assert "begun again" in (tmp_path / "together" / "log.txt").read_text()
+    assert RunDirectory.open(tmp_path / "together").config.cluster.trainers_per_trial == 2
+    assert found["alone"].keys() == found["together"].keys() != set()
+    for digest, details in found["together"].items():
+        assert details["recovered_score"] == pytest.approx(found["alone"][digest]["recovered_score"], abs=0.05)
+        assert TAKEN_UP not in details
+
+
+@pytest.fixture
+def connected(cluster: Any) -> Iterator[None]:
+    """A connection to the cluster."""
+    connect(cluster.address)
+    hold()
+    yield
+    release()
+
+
+def require_all_cpus_free() -> None:
+    for _ in range(300):
+        if ray.available_resources().get("CPU", 0) == ray.cluster_resources()["CPU"]:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{ray.available_resources()} of {ray.cluster_resources()}")
+
+
+def together(crew: Crew, function: Callable[..., Any]) -> Any:
+    return opened(ray.get(train_together(crew, "test", function, (), print), timeout=120))
+
+
+@pytest.mark.usefixtures("connected")
+def test_an_error_of_one_trainer_ends_all(cluster: Any) -> None:
+    def fail() -> None:
+        import torch.distributed as dist
+
+        if dist.get_rank() == 1:
+            raise InvalidInput("here")
+        dist.barrier()
+
+    with pytest.raises(InvalidInput, match="here"):
+        together(Crew(2), fail)
+    require_all_cpus_free()
+
+
+@pytest.mark.usefixtures("connected")
+def test_trainers_that_lose_one_of_them_are_lost(cluster: Any) -> None:
+    def die() -> None:
+        from autocompress.recovery import team
+
+        if not team.leads():
+            os._exit(9)
+        team.told(lambda: 0)
+
+    with pytest.raises(ray.exceptions.RayError) as caught:
+        together(Crew(2), die)
+    assert loss(caught.value)
+    require_all_cpus_free()
+
+
+@pytest.mark.usefixtures("connected")
+def test_trainers_end_with_the_trial_that_wants_them(cluster: Any, tmp_path: Path) -> None:
+    def wait() -> None:
+        (tmp_path / f"trainer{dist.get_rank()}").touch()
+        time.sleep(300)
+
+    def trial() -> Any:
+        return RaySite("test", crew=Crew(2)).at_trainer(wait)
+
+    reference = ray.remote(num_cpus=1, max_retries=0)(trial).remote()
+    while len(list(tmp_path.glob("trainer*"))) < 2:
+        assert not ray.wait([reference], timeout=0.1)[0]
+    ray.cancel(reference, force=True)
+    require_all_cpus_free()
+
+
+@pytest.mark.usefixtures("connected")
+def test_trainers_have_the_gpus_that_ray_gives_them(cluster: Any) -> None:
+    """Which the trial that wants them does not see."""
+    cluster.add_node(num_cpus=2, num_gpus=1)
+
+    def seen() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    def trial(crew: Crew) -> Any:
+        return RaySite("test", crew=crew).at_trainer(seen)
+
+    asked = ray.remote(num_cpus=0, max_retries=0, runtime_env=WITHOUT_GPUS)(trial)
+    crews = (Crew(1, gpus=0.5), Crew(2, gpus=0.5), Crew(2))
+    assert ray.get([asked.remote(crew) for crew in crews], timeout=120) == ["0", "0", ""]
+
+
+def test_trainers_without_room_are_refused(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"trainers per trial 99: each takes a CPU, and the cluster has room for \d"):
+        autocompress.search(
+            TASK,
+            executor="ray",
+            address=cluster.address,
+            trainers_per_trial=99,
+            output=tmp_path / "run",
+            hardware="fake",
         )
     assert not (tmp_path / "run").exists()

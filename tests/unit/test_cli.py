@@ -141,6 +141,7 @@ FLAGS = {
     "executor": (["--executor", "inline"], "inline"),
     "address": (["--address", "head:6379"], "head:6379"),
     "gpus_per_trial": (["--gpus-per-trial", "0.5"], 0.5),
+    "trainers_per_trial": (["--trainers-per-trial", "3"], 3),
     "seed": (["--seed", "0"], 0),
     "score_on_device": (["--score-on-device"], True),
     "storage": (["--storage", "sqlite:///study.db"], "sqlite:///study.db"),
@@ -162,6 +163,7 @@ workers: 2
 executor: ray
 address: head:6379
 gpus_per_trial: 0.25
+trainers_per_trial: 2
 seed: 11
 score_on_device: false
 """
@@ -179,6 +181,7 @@ FROM_FILE = {
     "executor": "ray",
     "address": "head:6379",
     "gpus_per_trial": 0.25,
+    "trainers_per_trial": 2,
     "seed": 11,
     "score_on_device": False,
 }

@@ -38,6 +38,28 @@ def test_gpus_of_a_trial_are_a_part_of_one_or_whole(gpus: float) -> None:
         Cluster(gpus_per_trial=gpus)
 
 
+@pytest.mark.parametrize("trainers", [0, 1.5])
+def test_trainers_of_a_trial_are_counted(trainers: float) -> None:
+    with pytest.raises(InvalidInput, match="expected a whole number, 1 or more"):
+        Cluster(trainers_per_trial=trainers)  # type: ignore[arg-type]
+
+
+def test_trainers_take_no_more_threads_than_leave_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
+    monkeypatch.setattr(connecting, "nodes", lambda: nodes)
+
+    def threads(trainers: int, gpus: float = 0.0) -> int:
+        return connecting.fitting_trainers(Cluster(trainers_per_trial=trainers, gpus_per_trial=gpus), 8)
+
+    assert [threads(1), threads(2), threads(3), threads(12)] == [8, 4, 4, 1]
+    assert [threads(3, 1.0), threads(2, 2.0 / 4), threads(12, 0.25)] == [4, 4, 1]
+    for trainers, gpus, room in ((13, 0.0, 12), (4, 1.0, 3), (2, 2.0, 1), (4, 0.6, 3)):
+        with pytest.raises(InvalidInput, match=rf"room for {room} \(nodes: 2\)"):
+            threads(trainers, gpus)
+    nodes.clear()
+    assert threads(4) == 8, "the cluster grows when it is asked to"
+
+
 def test_without_ray_the_executor_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InvalidInput, match=r"pip install 'autocompress\[ray\]'"):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput, one_line
 
 NAMESPACE = "autocompress"
@@ -180,8 +181,7 @@ def node_cpus() -> list[int]:
 
 def _rooms() -> list[tuple[int, float]]:
     """CPUs and bytes of memory of every node that has a CPU."""
-    alive = [node["Resources"] for node in the_ray().nodes() if node["Alive"]]
-    return [(int(has["CPU"]), has.get("memory", 0.0)) for has in alive if has.get("CPU", 0.0) >= 1]
+    return [(int(has["CPU"]), has.get("memory", 0.0)) for has in nodes() if has.get("CPU", 0.0) >= 1]
 
 
 def require_gpus(count: float) -> None:
@@ -192,9 +192,45 @@ def require_gpus(count: float) -> None:
     """
     if not count:
         return
-    most = max((node["Resources"].get("GPU", 0.0) for node in the_ray().nodes() if node["Alive"]), default=0.0)
+    most = max((node.get("GPU", 0.0) for node in nodes()), default=0.0)
     if count > most:
         raise InvalidInput(
             f"gpus per trial {count:g}: no node of the cluster has more than {most:g}; ask for fewer, or start nodes "
             "with more (ray start --num-gpus N)"
         )
+
+
+def fitting_trainers(cluster: Cluster, threads: int) -> int:
+    """CPUs that each trainer of a trial may ask for: no more than leave room for all of them at the same time.
+
+    Where no node has a CPU yet, as on a cluster that grows when it is asked to, they are left as they are.
+
+    Raises:
+        InvalidInput: If the cluster has no room for so many trainers of one CPU each.
+    """
+    found, gpus = nodes(), cluster.gpus_per_trial
+    if cluster.trainers_per_trial == 1 or not any(node.get("CPU", 0) >= 1 for node in found):
+        return threads
+    for cpus in range(threads, 0, -1):
+        room = sum(_room(node, cpus, gpus) for node in found)
+        if room >= cluster.trainers_per_trial:
+            return cpus
+    each = f"a CPU and {gpus:g} GPUs" if gpus else "a CPU"
+    raise InvalidInput(
+        f"trainers per trial {cluster.trainers_per_trial}: each takes {each}, and the cluster has room for {room} "
+        f"(nodes: {len(found)}); ask for fewer, or start more nodes (ray start --address HOST:PORT)"
+    )
+
+
+def _room(node: dict[str, float], cpus: int, gpus: float) -> int:
+    """How many processes of so many CPUs and GPUs fit into a node; a part of a GPU is of a single one."""
+    room = int(node.get("CPU", 0) // cpus)
+    if not gpus:
+        return room
+    own = node.get("GPU", 0)
+    return min(room, int(own // gpus) if gpus >= 1 else int(own) * int(1 / gpus + 1e-9))
+
+
+def nodes() -> list[dict[str, float]]:
+    """The resources of every node that is alive."""
+    return [node["Resources"] for node in the_ray().nodes() if node["Alive"]]

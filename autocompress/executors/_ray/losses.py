@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autocompress.errors import TeamBroken
 from autocompress.executors._ray.connecting import the_ray
 
 PAUSE_S = 0.5
@@ -23,5 +24,6 @@ def loss(error: BaseException) -> str:
         errors.ActorDiedError: "a worker that it needed died",
         errors.ActorUnavailableError: "a worker that it needed can't be reached",
         errors.TaskUnschedulableError: "the node that it has to run on is gone",
+        TeamBroken: "its trainers lost one another",
     }
     return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "")

@@ -11,7 +11,7 @@ from typing import Any
 
 from autocompress.duration import format_duration
 from autocompress.errors import DeviceUnavailable
-from autocompress.executors._ray.connecting import PATIENCE_S, the_ray
+from autocompress.executors._ray.connecting import PATIENCE_S, nodes, the_ray
 
 LOOK_S = 2.0
 """Seconds between two looks at whether the cluster still has what is waited for."""
@@ -22,14 +22,15 @@ TRAINER_WAIT_S = 600.0
 
 @dataclass(frozen=True)
 class Need:
-    """What one node has to have.
+    """What nodes have to have.
 
     Args:
-        resources: The least of each of Ray's resources.
+        resources: The least of each of Ray's resources, all on one node.
         whose: Whom it is needed by, for messages.
         what: The resources in words.
         advice: What to do where no node has them.
-        wait_s: Seconds to wait for such a node.
+        wait_s: Seconds to wait for such nodes.
+        count: How many times there has to be room for it.
     """
 
     resources: Mapping[str, float]
@@ -37,11 +38,15 @@ class Need:
     what: str
     advice: str
     wait_s: float
+    count: int = 1
 
     def is_met(self) -> bool:
-        """Whether some node has all of it, though others may be using it."""
-        alive = [node["Resources"] for node in the_ray().nodes() if node["Alive"]]
-        return any(all(has.get(name, 0.0) >= least for name, least in self.resources.items()) for has in alive)
+        """Whether the nodes have all of it, though others may be using it."""
+        return sum(map(self._room, nodes())) >= self.count
+
+    def _room(self, node: Mapping[str, float]) -> int:
+        """How many times a node has all of it."""
+        return min(int(node.get(name, 0.0) / least + 1e-9) for name, least in self.resources.items() if least)
 
     def told(self, *, is_met: bool) -> str:
         """What there is to tell when no node has it any more, or when one has it again."""
@@ -51,28 +56,58 @@ class Need:
         return f"machines with {self.what} are waited for{limit}; {self.advice}"
 
 
-def wait_for(reference: Any, need: Need, tell: Callable[[str], None]) -> None:
-    """Wait until a task has ended, for as long as some node can begin it.
+@dataclass
+class Patience:
+    """Waits for what work needs, and no longer than it may.
 
     Args:
-        reference: Of the task.
         need: What it needs.
-        tell: Told when no node has it any more, and when one has it again.
+        tell: Told when the cluster does not have it any more, and when it has it again.
+    """
+
+    need: Need
+    tell: Callable[[str], None]
+    missing_s: float = 0.0
+
+    def look(self) -> None:
+        """Look again, `LOOK_S` after the last time.
+
+        Raises:
+            DeviceUnavailable: If the cluster has not had it for too long.
+        """
+        is_met, was_met = self.need.is_met(), self.missing_s == 0
+        self.missing_s = 0.0 if is_met else self.missing_s + LOOK_S
+        if is_met != was_met:
+            self.tell(self.need.told(is_met=is_met))
+        if self.missing_s > self.need.wait_s:
+            raise DeviceUnavailable(
+                f"{self.need.whose}: no node of the cluster has had {self.need.what} for {self.missing_s:g} s; "
+                f"{self.need.advice}"
+            )
+
+
+def wait_for(reference: Any, patience: Patience) -> None:
+    """Wait until a task has ended, for as long as some node can begin it.
 
     Raises:
-        DeviceUnavailable: If there has been none for too long.
+        DeviceUnavailable: If there has been none for too long; the task is canceled.
     """
-    ray, missing_s = the_ray(), 0.0
+    ray = the_ray()
     while not ray.wait([reference], timeout=LOOK_S)[0]:
-        is_met, was_met = need.is_met(), missing_s == 0
-        missing_s = 0.0 if is_met else missing_s + LOOK_S
-        if is_met != was_met:
-            tell(need.told(is_met=is_met))
-        if missing_s > need.wait_s:
+        try:
+            patience.look()
+        except DeviceUnavailable:
             ray.cancel(reference, force=True)
-            raise DeviceUnavailable(
-                f"{need.whose}: no node of the cluster has had {need.what} for {missing_s:g} s; {need.advice}"
-            )
+            raise
+
+
+def quantity(count: float, unit: str) -> str:
+    """A number of things in words.
+
+    >>> [quantity(count, "GPU") for count in (0.5, 1, 2)]
+    ['0.5 GPU', '1 GPU', '2 GPUs']
+    """
+    return f"{count:g} {unit}{'s' * (count > 1)}"
 
 
 class Watch:

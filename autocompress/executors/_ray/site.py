@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from filelock import FileLock
 
 from autocompress.executors._ray.connecting import NAMESPACE, the_ray
 from autocompress.executors._ray.folders import node_folder, occupy
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
-from autocompress.executors._ray.needs import TRAINER_WAIT_S, Need, wait_for
+from autocompress.executors._ray.needs import Need, Patience, wait_for
 from autocompress.executors._ray.shelf import shelf_name
-from autocompress.executors._ray.tasks import WITHOUT_GPUS, opened, title, work
+from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, opened, title, work
+from autocompress.executors._ray.trainers import ALONE, Crew, train_together
 from autocompress.profile import HardwareProfile
 from autocompress.serialization import write_atomically
 from autocompress.site import Site
@@ -39,7 +40,7 @@ class RaySite(Site):
         run: The run directory on the node of the search; empty before there is one.
         search_node: The node of the search.
         threads: Threads of a trial.
-        gpus_per_trial: What training takes.
+        crew: What training takes.
         declared: The resources by which nodes said that they have machines when the search began. What one of them
             stands for is measured there alone, also while its node is away.
     """
@@ -48,7 +49,7 @@ class RaySite(Site):
     run: str = ""
     search_node: str = ""
     threads: int = 1
-    gpus_per_trial: float = 0.0
+    crew: Crew = ALONE
     declared: frozenset[str] = frozenset()
 
     @property
@@ -139,29 +140,36 @@ class RaySite(Site):
 
     @property
     def trains_here(self) -> bool:
-        """True unless training takes GPUs: these are held for no longer than it lasts."""
-        return not self.gpus_per_trial
+        """True unless training takes GPUs or several trainers: these are held for no longer than it lasts."""
+        return self.crew.trainers == 1 and not self.crew.gpus
 
     def at_trainer(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in a process that has been given GPUs.
+        """Call a function in a process that has been given GPUs, or in several that train together.
 
         Raises:
-            DeviceUnavailable: If no node has had as many for too long.
+            DeviceUnavailable: If no nodes have had the room for too long.
         """
-        name = title(function, args)
-        task = _training_task(self.gpus_per_trial).options(name=name)
-        need = _gpu_need(self.gpus_per_trial)
-        found: T = self._stage(lambda: task.remote(function, args, self.threads), name, need)
-        return found
+        name, crew = title(function, args), self.crew
+        if crew.trainers > 1:
+            tell = partial(self.log, Path(self.run))
+            return cast(T, self._stage(lambda: train_together(crew, name, function, args, tell), name))
+        task = _training_task(crew.gpus).options(name=name)
+        return cast(T, self._stage(lambda: task.remote(function, args, self.threads), name, crew.need))
 
     def _stage(self, begin: Callable[[], Any], name: str, need: Need | None = None) -> Any:
-        """The result of a task within this one, whose CPUs others may have meanwhile; a lost one is begun again."""
+        """The result of a task within this one, whose CPUs others may have meanwhile; a lost one is begun again.
+
+        Args:
+            begin: Starts it and returns the reference to its outcome.
+            name: Of the task.
+            need: What a node has to have for it, if that may be gone.
+        """
         ray = the_ray()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 reference = begin()
                 if need is not None:
-                    wait_for(reference, need, partial(self.log, Path(self.run)))
+                    wait_for(reference, Patience(need, partial(self.log, Path(self.run))))
                 return opened(ray.get(reference))
             except ray.exceptions.RayError as error:
                 reason = loss(error)
@@ -201,16 +209,6 @@ def _device_need(profile: HardwareProfile) -> Need:
     )
 
 
-def _gpu_need(count: float) -> Need:
-    return Need(
-        {"GPU": count, "CPU": 1.0},
-        whose=f"gpus per trial {count:g}",
-        what=f"{count:g} GPU{'s' * (count > 1)} and a CPU",
-        advice="start one with ray start --num-gpus N, or train on fewer with --gpus-per-trial",
-        wait_s=TRAINER_WAIT_S,
-    )
-
-
 @lru_cache(maxsize=1)
 def _stage_task() -> Any:
     """The task of a stage; made once, since Ray keeps each that is made for as long as the search runs."""
@@ -220,7 +218,7 @@ def _stage_task() -> Any:
 @lru_cache(maxsize=1)
 def _training_task(gpus: float) -> Any:
     """The task of training, whose process ends with it, and gives its GPU's memory back."""
-    return the_ray().remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=0)(work)
+    return the_ray().remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=0, runtime_env=WITH_GPUS)(work)
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,8 +15,15 @@ from autocompress.point import summarize
 from autocompress.probe import Probe
 from autocompress.record import Record, Trial
 
-WITHOUT_GPUS = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
-"""The environment of tasks that have no GPU: Ray hides none from them."""
+HIDDEN = "AUTOCOMPRESS_HIDES_GPUS"
+"""Environment variable of processes of Ray that are to see no GPU."""
+
+WITHOUT_GPUS, WITH_GPUS = ({"env_vars": {HIDDEN: hidden}} for hidden in ("1", ""))
+"""Environments of tasks that have no GPU, from which Ray hides none, and of those that have some.
+
+A task begins with the environment of the one that starts it. `CUDA_VISIBLE_DEVICES` has no place in there: Ray takes it
+for a list of what it may give the task.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class RemoteTraceback(Exception):
 
 def work(function: Callable[..., Any], args: tuple[Any, ...], threads: int) -> Outcome:
     """Call a function in a worker that keeps torch warm."""
+    hide_gpus()
     settle(threads)
     return attempt(function, args)
 
@@ -62,6 +71,12 @@ def attempt(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
         if loss(error):  # whoever asked begins it again
             raise
         return Outcome(error=_sendable(error), trace=traceback.format_exc())
+
+
+def hide_gpus() -> None:
+    """See no GPU from now on, if this process is to see none."""
+    if os.environ.get(HIDDEN):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def opened(outcome: Outcome) -> Any:
