@@ -66,11 +66,12 @@ class Nodes:
 
 
 @contextmanager
-def started(cpus: tuple[int, ...]) -> Iterator[Nodes]:
+def started(cpus: tuple[int, ...], *, memory_bytes: int | None = None) -> Iterator[Nodes]:
     """A cluster for a while.
 
     Args:
         cpus: Of the head and of the other nodes.
+        memory_bytes: What each says it has; by default what the machine has, which real trials need.
     """
     port = _free_port()
     names = tuple(f"chaos-{os.getpid()}-{index}" for index in range(len(cpus)))
@@ -83,7 +84,8 @@ def started(cpus: tuple[int, ...]) -> Iterator[Nodes]:
                 if index == 0
                 else [f"--address={nodes.address}"]
             )
-            command = [RAY, *START, *where, f"--num-cpus={count}", f"--node-name={name}"]
+            memory = [f"--memory={memory_bytes}"] if memory_bytes else []
+            command = [RAY, *START, *where, f"--num-cpus={count}", f"--node-name={name}", *memory]
             subprocess.run(command, env=environment, check=True, capture_output=True)
         yield nodes
     finally:

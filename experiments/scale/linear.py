@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
 from autocompress.cluster import Cluster
+from autocompress.executors._base import WORKER_BYTES
 from autocompress.executors.ray import RayExecutor
 from experiments.cluster.nodes import started
 from experiments.scale.run import searched
@@ -32,7 +33,8 @@ def main() -> None:
     options = parser.parse_args()
     most = max(options.workers)
     print("| workers | trials | seconds | trials a second | of linear |\n|--:|--:|--:|--:|--:|")
-    with started((most - 2 * (most // 3), most // 3, most // 3)) as nodes:
+    cpus = (most - 2 * (most // 3), most // 3, most // 3)
+    with started(cpus, memory_bytes=int(WORKER_BYTES * max(cpus))) as nodes:  # trials that wait need none of it
         for workers in options.workers:
             executor = RayExecutor(workers, 1, Cluster(nodes.address))
             try:
@@ -47,9 +49,18 @@ def main() -> None:
 
 
 def _warm(executor: RayExecutor, workers: int) -> None:
-    """Have all workers started: real trials begin with models that take longer to load than a process to start."""
-    for future in [executor.submit(time.sleep, 5.0) for _ in range(workers)]:
-        future.result()
+    """Have all workers started and ready, each of which then waits for the last: it takes a processor some seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        for future in [executor.submit(_meet, Path(folder), index, workers) for index in range(workers)]:
+            future.result()
+
+
+def _meet(folder: Path, index: int, count: int) -> None:
+    import experiments.scale.run  # noqa: F401 - what trials need
+
+    (folder / str(index)).touch()
+    while folder.exists() and len(list(folder.iterdir())) < count:
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":
