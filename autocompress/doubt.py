@@ -216,11 +216,11 @@ class _Draws:
         Of thousands of records few are left, and only for these all draws have to be looked at.
         """
         highest, lowest = self._costs.max(axis=0), self._costs.min(axis=0) + self._slack
-        reached = np.zeros(len(lowest), np.bool_)
+        left = np.arange(len(lowest))
         for row in rows:
             if self._allowed[:, row].all():
-                reached |= (highest[row] <= lowest) & self._fixed.of(row)
-        return np.flatnonzero(~reached)
+                left = left[(highest[row] > lowest[left]) | ~self._fixed.of(row, left)]
+        return left
 
     def _still_missed(self, missed: Array, others: Array, row: int) -> tuple[Array, Array]:
         """What is missed beside one more record: in which draws (draws, others), and the rows of those others."""
@@ -231,7 +231,7 @@ class _Draws:
     def _reaches(self, row: int, others: Array) -> Array:
         """Whether a record is as good as others in a draw, but for what does not matter (draws, others)."""
         as_good = self._costs[:, row, None] <= self._costs[:, others] + self._slack[others]
-        found: Array = self._allowed[:, row, None] & as_good & self._fixed.of(row)[others]
+        found: Array = self._allowed[:, row, None] & as_good & self._fixed.of(row, others)
         found[:, others == row] = True
         return found
 

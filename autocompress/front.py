@@ -46,9 +46,9 @@ def _lightest(
     chosen = [row_of[record.number] for record in front if record.number in row_of]
     for place, row in enumerate(chosen):
         others = [*chosen[:place], *chosen[place + 1 :]]
-        for smaller in np.flatnonzero(reach.of(row)[:row]).tolist():
-            as_good = reach.of(smaller)
-            if as_good[row] and not as_good[others].any() and not any(reach.of(other)[smaller] for other in others):
+        for smaller in np.flatnonzero(reach.of(row, range(row))).tolist():
+            is_like_another = reach.of(smaller, others).any() or any(reach.of(one, [smaller])[0] for one in others)
+            if reach.of(smaller, [row])[0] and not is_like_another:
                 chosen[place] = smaller
                 break
     kept = [record for record in front if record.number not in row_of]
@@ -97,12 +97,13 @@ class Reach:
 
     def __init__(self, records: Sequence[Record], objectives: Sequence[Objective]) -> None:
         self.costs = np.array([[objective.cost(record.values) for objective in objectives] for record in records])
-        self._noise, self._rows = _Noise(records, objectives), list(range(len(records)))
+        self._noise = _Noise(records, objectives)
 
-    def of(self, row: int) -> Array:
-        """Whether one record is as good as each of them (records,)."""
-        noise = self._noise.between(self._rows, row, self.costs)
-        found: Array = (self.costs[row] <= self.costs + noise).all(axis=1)
+    def of(self, row: int, others: Sequence[int] | Array) -> Array:
+        """Whether one record is as good as each of some others (others,)."""
+        rows = np.asarray(others, np.int64)
+        costs = self.costs[rows]
+        found: Array = (self.costs[row] <= costs + self._noise.between(rows, row, costs)).all(axis=1)
         return found
 
 
@@ -113,7 +114,7 @@ class _Noise:
         self._tolerances = np.array([objective.tolerance for objective in objectives])
         self._halves = np.array([[_half_interval(record, one.name) for one in objectives] for record in records])
 
-    def between(self, rows: Sequence[int], row: int, scale: Array) -> Array:
+    def between(self, rows: Sequence[int] | Array, row: int, scale: Array) -> Array:
         """Differences of costs (rows, objectives) that count as none, at some level of the costs."""
         spread = np.hypot(self._halves[rows], self._halves[row])
         difference: Array = np.maximum(self._tolerances, spread) * np.abs(scale)

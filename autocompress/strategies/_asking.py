@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from sys import intern
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
@@ -46,6 +47,7 @@ class Asked:
     def suggest(self, name: str, knob: Knob) -> Scalar:
         """Answer a knob."""
         if name not in self.params:
+            name = intern(name)  # thousands of trials have the same
             self.distributions[name] = distribution_of(knob)
             self.params[name] = self._answer(name, knob, self.distributions[name])
         return self.params[name]
@@ -64,7 +66,7 @@ class Asked:
     def keep(self) -> None:
         """Write the answers into the study, where samplers see them."""
         stored = self._stored
-        stored.params, stored.distributions = dict(self.params), dict(self.distributions)
+        stored.params, stored.distributions = self.params, self.distributions
 
     @property
     def attributes(self) -> dict[str, Scalar]:
