@@ -188,6 +188,18 @@ class _Draws:
         return fits
 
     @cached_property
+    def _costs_below(self) -> Array:
+        """The least of the costs in any draw, with what does not matter (records,)."""
+        least: Array = self._costs.min(axis=0) + self._slack
+        return least
+
+    @cached_property
+    def _costs_above(self) -> Array:
+        """The most of the costs in any draw, with what does not matter (records,)."""
+        most: Array = self._costs.max(axis=0) + self._slack
+        return most
+
+    @cached_property
     def _slack(self) -> Array:
         """Differences of the metric that do not matter (records,)."""
         losses = self._scores - self._baseline_scores[:, None]
@@ -215,25 +227,23 @@ class _Draws:
 
         Of thousands of records few are left, and only for these all draws have to be looked at.
         """
-        highest, lowest = self._costs.max(axis=0), self._costs.min(axis=0) + self._slack
-        left = np.arange(len(lowest))
+        left = np.arange(self._allowed.shape[1])
         for row in rows:
             if self._allowed[:, row].all():
-                left = left[(highest[row] > lowest[left]) | ~self._fixed.of(row, left)]
+                left = left[(self._costs[:, row].max() > self._costs_below[left]) | ~self._fixed.of(row, left)]
         return left
 
     def _still_missed(self, missed: Array, others: Array, row: int) -> tuple[Array, Array]:
-        """What is missed beside one more record: in which draws (draws, others), and the rows of those others."""
-        missed = missed & ~self._reaches(row, others)
-        some = missed.any(axis=0)
-        return missed[:, some], others[some]
+        """What is missed beside one more record: in which draws (draws, others), and the rows of those others.
 
-    def _reaches(self, row: int, others: Array) -> Array:
-        """Whether a record is as good as others in a draw, but for what does not matter (draws, others)."""
-        as_good = self._costs[:, row, None] <= self._costs[:, others] + self._slack[others]
-        found: Array = self._allowed[:, row, None] & as_good & self._fixed.of(row, others)
-        found[:, others == row] = True
-        return found
+        What was missed without it is overwritten.
+        """
+        missed[:, others == row] = False
+        near = np.flatnonzero(self._fixed.of(row, others) & (self._costs[:, row].min() <= self._costs_above[others]))
+        as_good = self._costs[:, row, None] <= self._costs[:, others[near]] + self._slack[others[near]]
+        missed[:, near] &= ~(self._allowed[:, row, None] & as_good)
+        some = missed.any(axis=0)
+        return (missed, others) if some.all() else (missed[:, some], others[some])
 
     def confidences(self) -> list[float]:
         """Share of the draws in which each record is allowed and none of the others beats it."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -67,7 +69,8 @@ class StudyView:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             new_study(objectives, JournalStorage(JournalFileBackend(str(journal))))
-        self._journal = journal
+        self._file = os.open(journal, os.O_WRONLY | os.O_APPEND)
+        weakref.finalize(self, os.close, self._file)
         self._ids: dict[int, int] = {}
         """By the search's numbers: those in the study."""
 
@@ -129,8 +132,7 @@ class StudyView:
 
     def _write(self, *entries: Mapping[str, Any]) -> None:
         lines = "".join(f"{json.dumps(entry, separators=(',', ':'))}\n" for entry in entries)
-        with self._journal.open("ab") as file:  # all entries or none, as far as readers see
-            file.write(lines.encode())
+        os.write(self._file, lines.encode())  # at once: readers see whole entries
 
 
 class _Entry(IntEnum):
