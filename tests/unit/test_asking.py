@@ -17,6 +17,7 @@ from autocompress.plan import Scalar
 from autocompress.space import Choice, Float, Int, Knob
 from autocompress.strategies._asking import Asked, distribution_of
 from autocompress.strategies._study import Shown, StudyView, new_study
+from autocompress.strategies.random import _Evenly
 
 KNOBS: dict[str, Knob] = {
     "bits": Choice((16, 8, 4)),
@@ -125,3 +126,22 @@ def test_the_study_of_one_objective_has_single_values(tmp_path: Path) -> None:
     view.begin(shown(2))
     view.end(shown(2), TrialState.COMPLETE, [0.8], {})
     assert [trial.value for trial in read(tmp_path / "study.journal")] == [0.9, 0.8]
+
+
+def test_random_draws_every_value_evenly() -> None:
+    storage = InMemoryStorage()
+    new_study(OBJECTIVES, storage)
+    drawn: dict[str, list[Scalar]] = {name: [] for name in KNOBS}
+    for seed in range(600):
+        asked = Asked(storage, _Evenly(seed), {})
+        for name, knob in KNOBS.items():
+            drawn[name].append(asked.suggest(name, knob))
+    values = {"bits": (16, 8, 4), "ratio": (0.0, 0.25, 0.5), "rank": range(1, 10), "is_folded": (False, True)}
+    for name, expected in values.items():
+        assert set(drawn[name]) == set(expected)
+        for value in expected:  # five standard deviations
+            share = 1 / len(expected)
+            assert drawn[name].count(value) / 600 == pytest.approx(share, abs=5 * (share * (1 - share) / 600) ** 0.5)
+    assert set(drawn["alone"]) == {"only"}
+    asked = Asked(storage, _Evenly(0), {})
+    assert 0.5 <= asked.suggest("share", Float(0.5, 0.75)) <= 0.75
