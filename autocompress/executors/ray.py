@@ -32,7 +32,7 @@ from autocompress.executors._ray.connecting import (
 )
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
 from autocompress.executors._ray.mirror import Mirror
-from autocompress.executors._ray.needs import Need, Watch
+from autocompress.executors._ray.needs import Need, Watch, quantity
 from autocompress.executors._ray.shelf import end_shelf, start_shelf
 from autocompress.executors._ray.site import DEVICE, RaySite
 from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, title, work
@@ -227,7 +227,7 @@ def _need(threads: int, memory_bytes: float) -> Need:
     return Need(
         {"CPU": threads, "memory": memory_bytes},
         whose="trials",
-        what=f"{threads} CPU{'s' * (threads > 1)} and {memory_bytes / 1e9:.1f} GB of memory",
+        what=f"{quantity(threads, 'CPU')} and {memory_bytes / 1e9:.1f} GB of memory",
         advice="trials run on no others; start one with ray start --address HEAD",
         wait_s=math.inf,
     )

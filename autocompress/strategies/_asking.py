@@ -36,7 +36,6 @@ class Asked:
         self._storage = storage
         study = storage.get_study_id_from_name(STUDY)
         self._id = storage.get_trial_id_from_study_id_trial_number(study, self._trial.number)
-        self._frozen = self._stored
         self._given = given
         self.params: dict[str, Scalar] = {}
         """The answers so far."""
@@ -60,7 +59,7 @@ class Asked:
         relative = self._trial.relative_params
         if name in relative and offers(knob, relative[name]):
             return _own(knob, relative[name])
-        drawn = self._study.sampler.sample_independent(self._study, self._frozen, name, distribution)
+        drawn = self._study.sampler.sample_independent(self._study, self._stored, name, distribution)
         return _own(knob, drawn)
 
     def keep(self) -> None:

@@ -93,28 +93,33 @@ def test_a_search_on_nodes_that_do_not_see_its_folder(
     assert all("test_accuracy" in point.values() for point in run.points)
 
 
-def test_a_node_that_is_lost_takes_no_trial_with_it(cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=1)
-    lost = False
+def search_and_lose(cluster: Any, node: Any, is_time: Callable[[Snapshot], bool], output: Path, **options: Any) -> None:
+    """Search on a cluster that loses a node on the way."""
+    lost = list[Any]()
 
     def lose_it(snapshot: Snapshot) -> None:
-        nonlocal lost
-        if snapshot.complete + snapshot.screened >= 1 and not lost:
-            lost = True
+        if is_time(snapshot) and not lost:
+            lost.append(node)
             cluster.remove_node(node, allow_graceful=False)
 
-    run = autocompress.search(
-        TASK,
+    where = {"executor": "ray", "address": cluster.address, "output": output}
+    try:
+        autocompress.search(TASK, **where, observer=lose_it, strategy="random", **options)
+    finally:
+        assert lost
+
+
+def test_a_node_that_is_lost_takes_no_trial_with_it(cluster: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=1)
+    search_and_lose(
+        cluster,
+        node,
+        lambda snapshot: snapshot.complete + snapshot.screened >= 1,
+        tmp_path / "run",
         trials=6,
-        executor="ray",
-        address=cluster.address,
         workers=4,
-        output=tmp_path / "run",
-        observer=lose_it,
-        strategy="random",
     )
-    assert lost
-    records = RunDirectory.open(run.path).records()
+    records = RunDirectory.open(tmp_path / "run").records()
     assert sorted(record.number for record in records) == list(range(7))
     assert not [record.reason for record in records if record.status == "failed"]
 
@@ -137,28 +142,18 @@ def test_few_measure_at_a_time_on_the_node_of_the_search_however_many_ask(cluste
 
 def test_a_machine_that_a_node_declares_is_measured_on_there_alone(cluster: Any, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=0, resources={"device:fake": 1})
-    profile, lost = replace(resolve_profile("fake"), wait_s=3.0), False
-
-    def lose_it(snapshot: Snapshot) -> None:
-        nonlocal lost
-        if snapshot.complete >= 1 and not lost:
-            lost = True
-            cluster.remove_node(node, allow_graceful=False)
-
+    profile = replace(resolve_profile("fake"), wait_s=3.0)
     with pytest.raises(DeviceUnavailable, match="no node of the cluster has had the resource 'device:fake' for"):
-        autocompress.search(
-            TASK,
+        search_and_lose(
+            cluster,
+            node,
+            lambda snapshot: snapshot.complete >= 1,
+            tmp_path / "run",
             trials=9,
-            executor="ray",
-            address=cluster.address,
             workers=2,
-            output=tmp_path / "run",
-            observer=lose_it,
-            strategy="random",
             hardware=profile,
         )
     records = RunDirectory.open(tmp_path / "run").records()
-    assert lost
     assert 2 <= len(records) < 10
     assert not [record.reason for record in records if record.status == "failed"]
 
