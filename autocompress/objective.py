@@ -210,6 +210,9 @@ def weighted_change(
     return total
 
 
+ROUNDING = 1e-9
+"""Share of a bound by which a value may miss it: what arithmetic makes of 0.58 - 0.01 is more than 0.57."""
+
 SCORE_WEIGHT = 10.0
 """Relative differences of a cost that weigh as much as one of a score, where models break bounds of both."""
 
@@ -294,6 +297,8 @@ class Constraint:
         """How far the value is beyond the bound, relative to it; zero or less where it holds."""
         bound, value = self.bound(baseline), values[self.name]
         excess = value - bound if self.operator == "<=" else bound - value
+        if 0 < excess <= ROUNDING * abs(bound):
+            return 0.0
         return excess / abs(bound) if bound else excess
 
     def distance(self, values: Mapping[str, float], baseline: Mapping[str, float]) -> float:

@@ -132,6 +132,11 @@ class Record:
         """Wall time of the epochs of recovery."""
         return self.seconds.get(TRAIN, 0.0)
 
+    @property
+    def fixed_s(self) -> float:
+        """Wall time of all but training: neither epochs of recovery nor those in which the model becomes sparse."""
+        return self.elapsed_s - self.training_s - self.seconds.get(SPARSIFY, 0.0)
+
 
 @dataclass(frozen=True)
 class SplitScore:

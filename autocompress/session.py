@@ -40,8 +40,7 @@ from autocompress.screen import Screen
 from autocompress.site import HERE, Site
 from autocompress.snapshot import Observer, Phase, Snapshot
 from autocompress.space import SearchSpace
-from autocompress.strategies import STRATEGIES
-from autocompress.strategies._base import Problem
+from autocompress.strategies import STRATEGIES, Problem
 from autocompress.task_source import TaskSource
 
 if TYPE_CHECKING:

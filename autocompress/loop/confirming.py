@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 
 from autocompress.doubt import likely_front
 from autocompress.errors import DeviceUnavailable
@@ -26,6 +27,12 @@ MEASURE_S = 0.4
 
 WARM_S, COLD_S = 1.0, 2.0
 """Seconds that confirming takes besides on a machine, with workers that have scored on test data before or not."""
+
+LATEST = 8
+"""Models by which the time of the next to be scored is judged."""
+
+LEAST_CPU_S, ENDING_S = 0.1, 3.0
+"""CPU seconds spent at least on measuring a model, and the seconds of a budget that are left when all are measured."""
 
 ATTEMPTS = 3
 """A front may change by being confirmed; its new models are then confirmed too, no more often than this."""
@@ -91,8 +98,9 @@ class Confirming:
         return PATIENCE_S if self._course.budget.total_s is None else self._course.budget.left_s - keep_s
 
     def _each_s(self) -> float:
-        """Seconds of scoring a model, as the trials took on validation data, and of measuring it."""
-        score_s = max((record.seconds.get("score", 0.0) for record in self._findings.records[-8:]), default=0.0)
+        """Seconds of scoring a model, as the latest trials took on validation data, and of measuring it."""
+        complete = (record for record in reversed(self._findings.records) if record.status == "complete")
+        score_s = max(record.seconds.get("score", 0.0) for record in islice(complete, LATEST))
         return MEASURE_S + score_s / self._config.workers
 
     def _renew(self, believed: Mapping[int, float]) -> None:
@@ -138,7 +146,7 @@ class Confirming:
         if not records:
             return
         scored_s = self._course.budget.clock.elapsed_s
-        each_s = max(0.1, min(MOST_CPU_S, (self._left_s(keep_s) - 3.0) / (len(records) + 1)))
+        each_s = max(LEAST_CPU_S, min(MOST_CPU_S, (self._left_s(keep_s) - ENDING_S) / (len(records) + 1)))
         measured = self._course.calls.remeasure(records, self._findings.baseline.values, each_s)
         self._course.waiting.for_all([measured])
         workers = min(self._config.workers, len(records))

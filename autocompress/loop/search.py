@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -33,17 +33,34 @@ from autocompress.screen import Screen
 from autocompress.snapshot import Observer
 from autocompress.strategies import SearchStrategy
 
-SPENT = "what is left of the budget is for measuring the front"
 LEEWAY, ROUND_S = 1.25, 10.0
 """How much more than what is known to be needed a budget has that would do, and the seconds to which it is rounded."""
 
 SAME_ERRORS = 5
+"""First trials that may fail with one error before the search is given up: it is the task's or the machine's."""
 
 LOOKS_BETWEEN_EVENTS = 25
 """Changes that are looked at until it is told how many, for those who see no live view."""
 
 PROBE_S = 5.0
 """Seconds that looking at a change may take, before one has been looked at."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why no more trials begin.
+
+    Args:
+        reason: In words.
+        is_spent: True if it is for the budget, so that time which is left in the end may be used.
+    """
+
+    reason: str
+    is_spent: bool = False
+
+
+SPENT = Ending("what is left of the budget is for measuring the front", is_spent=True)
+ASKED = Ending("asked to stop")
 
 
 class SearchLoop:
@@ -119,18 +136,18 @@ class SearchLoop:
         if self._findings.confirmations:  # of an earlier process, which had no time for all scores
             self._device_scoring.score_front()
         self._land()
-        reason, known = self._search(), 0
+        ending, known = self._search(), 0
         while not self._interrupts.cancel:
             self._confirm()
             if not self._interrupts.cancel:
                 self._device_scoring.score_front()
             count = len(self._findings.records)
-            if reason != SPENT or count == known or self._time_for_trials() <= 0:
+            if not ending.is_spent or count == known or self._time_for_trials() <= 0:
                 break
             known, self._telling.phase, self._is_extra_time = count, "searching", True
-            reason = self._search()
+            ending = self._search()
         status: RunStatus = "stopped" if self._interrupts.drain else "complete"
-        ended = "the budget is spent" if reason == SPENT else reason
+        ended = "the budget is spent" if ending.is_spent else ending.reason
         self._telling.end(status, CANCELLED if self._interrupts.cancel else ended)
         return status
 
@@ -160,41 +177,41 @@ class SearchLoop:
                 if not future.cancelled():
                     self._take_in([self._finished(future, trial)])
 
-    def _search(self) -> str:
+    def _search(self) -> Ending:
         """Start and collect trials; returns why it ended."""
-        reason = ""
+        ending: Ending | None = None
         while True:
-            while not reason and not self._has_nothing and self._busy < self._config.workers:
-                reason = self._start()
-            if reason and self._busy and self._telling.phase == "searching":
+            while ending is None and not self._has_nothing and self._busy < self._config.workers:
+                ending = self._start()
+            if ending is not None and self._busy and self._telling.phase == "searching":
                 self._telling.phase = "draining"
-                self._telling.tell(f"{reason}; waiting for running trials: {self._busy}")
-            if not self._busy:
-                return reason
+                self._telling.tell(f"{ending.reason}; waiting for running trials: {self._busy}")
+            if ending is not None and not self._busy:
+                return ending
             self._collect()
-            if self._interrupts.drain and not reason:
-                reason = "asked to stop"
+            if self._interrupts.drain and ending is None:
+                ending = ASKED
             if self._interrupts.cancel or self._time_for_trials() < 0:
                 self._drop(CANCELLED if self._interrupts.cancel else "out of time")
-                return reason or SPENT
+                return ending or SPENT
 
     @property
     def _busy(self) -> int:
         """Workers that have something to do."""
         return len(self._running) + len(self._looking)
 
-    def _start(self) -> str:
+    def _start(self) -> Ending | None:
         """Start the next trial or look at a change; returns why not, if there is no more."""
         if self._interrupts.drain:
-            return "asked to stop"
+            return ASKED
         limit = self._config.trials
         if limit is not None and len(self._findings.records) - 1 + len(self._running) >= limit:
-            return f"the limit of trials, {limit}, is reached"
+            return Ending(f"the limit of trials, {limit}, is reached")
         if self._waiting is None:
             self._waiting = self._strategy.ask()
         if self._waiting is None:
             self._has_nothing = self._busy > 0
-            return "" if self._has_nothing else "the space holds nothing new"
+            return None if self._has_nothing else Ending("the space holds nothing new")
         if isinstance(self._waiting, Probe):
             return self._start_looking(self._waiting)
         trial = self._fitting(self._waiting)
@@ -202,9 +219,9 @@ class SearchLoop:
             return self._spent(self._times.least_s(self._waiting))
         self._waiting = None
         self._running[self._calls.run(trial, self._screen())] = trial
-        return ""
+        return None
 
-    def _spent(self, needed_s: float) -> str:
+    def _spent(self, needed_s: float) -> Ending:
         """Why nothing more is begun that takes so many seconds; before the first trial also which budget would do."""
         if len(self._findings.records) > 1 or self._running:
             return SPENT
@@ -212,14 +229,14 @@ class SearchLoop:
         needed_s += self._budget.left_s - self._time_for_trials()
         # a resume, whose budget holds what was spent before, begins by loading all again
         enough_s = ROUND_S * math.ceil(LEEWAY * (2 * spent_s + needed_s + REPORT_S) / ROUND_S)
-        return (
+        return Ending(
             f"the budget of {format_duration(total_s)} leaves no time for a trial: the baseline took "
             f"{format_duration(self._findings.baseline.elapsed_s)}, all before the first trial "
             f"{format_duration(spent_s)}, and a trial with the final measurements takes {format_duration(needed_s)}; "
             f"give it {format_duration(enough_s)} or more"
         )
 
-    def _start_looking(self, probe: Probe) -> str:
+    def _start_looking(self, probe: Probe) -> Ending | None:
         """Look at a change, if there is time; returns why not, if not."""
         longest_s = max((entry.seconds for entry in self._findings.sensitivities[-8:]), default=PROBE_S)
         if self._time_for_trials() < longest_s:
@@ -228,7 +245,7 @@ class SearchLoop:
         self._looking[self._calls.look(probe)] = probe, time.monotonic()
         if len(self._looking) + len(self._findings.sensitivities) == 1:
             self._telling.tell("looking at single changes, for the sensitivity table")
-        return ""
+        return None
 
     def _time_for_trials(self) -> float:
         """Seconds until the front has to be confirmed; infinite without a budget."""

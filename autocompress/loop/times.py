@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from autocompress.record import SPARSIFY, TAKEN_UP, Proposal, Record, Trial
+from autocompress.record import TAKEN_UP, Proposal, Record, Trial
 
 LEAST_EPOCHS = 2
 """Epochs below which no trial is shortened."""
@@ -15,6 +15,14 @@ LEAST_EPOCHS = 2
 REPORT_S = 2.0
 """Seconds kept for the report and for ending the processes."""
 
+LEEWAY = 1.1
+"""How much longer than the slowest lately all but the training of the next trial may take."""
+
+FIRST_FIXED_S, FIRST_SCALE = 5.0, 1.5
+"""What a trial takes before any has ended: seconds of all but training, and how often an expected epoch each epoch."""
+
+LATEST_FIXED, LATEST_SCALES = 8, 16
+"""Trials by which the next is judged, of all and of its kind: machines and networks change while a search goes on."""
 
 Typical = Callable[[Sequence[float]], float]
 """Which of some times is counted with: the longest, or the shortest."""
@@ -85,7 +93,7 @@ class TrialTimes:
                 it has to if it is as slow as the slowest.
         """
         typical: Typical = min if hopefully else max
-        fixed_s = (1.0 if hopefully else 1.1) * self._fixed_s(typical)
+        fixed_s = (1.0 if hopefully else LEEWAY) * self._fixed_s(typical)
         recovery = trial.plan.recovery
         each_s = self._each_s(trial, typical)
         left_s = available_s - fixed_s - recovery.sparsify_epochs * each_s
@@ -108,13 +116,13 @@ class TrialTimes:
         """Seconds that a trial takes with as few of its epochs as it may be shortened to, if it is slow."""
         fixed_s, each_s = self._fixed_s(max), self._each_s(trial, max)
         recovery = trial.plan.recovery
-        return 1.1 * fixed_s + (recovery.sparsify_epochs + min(LEAST_EPOCHS, recovery.epochs)) * each_s
+        return LEEWAY * fixed_s + (recovery.sparsify_epochs + min(LEAST_EPOCHS, recovery.epochs)) * each_s
 
     def learn(self, record: Record) -> None:
         """Take in a finished trial."""
         if record.status != "complete" or TAKEN_UP in record.details:
             return
-        self._fixed.append(record.elapsed_s - record.training_s - record.seconds.get(SPARSIFY, 0.0))
+        self._fixed.append(record.fixed_s)
         epochs = record.plan.recovery.epochs
         if epochs:
             expected_s = self._expected_epoch_s(record.trial) * epochs
@@ -122,12 +130,12 @@ class TrialTimes:
 
     def _fixed_s(self, typical: Typical) -> float:
         """Seconds of all but training, as it took lately."""
-        return typical(self._fixed[-8:] or [5.0])
+        return typical(self._fixed[-LATEST_FIXED:] or [FIRST_FIXED_S])
 
     def _each_s(self, trial: Trial, typical: Typical) -> float:
         """Seconds of an epoch of a trial, as those of its kind took lately."""
         known = self._scale.get(_kind(trial)) or [scale for scales in self._scale.values() for scale in scales]
-        return self._expected_epoch_s(trial) * typical(known[-16:] or [1.5])
+        return self._expected_epoch_s(trial) * typical(known[-LATEST_SCALES:] or [FIRST_SCALE])
 
     def _expected_epoch_s(self, trial: Trial) -> float:
         """What the strategy expects of an epoch, else that of the original."""

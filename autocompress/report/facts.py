@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from autocompress.objective import Direction
 from autocompress.point import Point, confirmed
 from autocompress.probe import Sensitivity
 from autocompress.record import Record
@@ -72,17 +71,6 @@ class RunFacts:
     def complete(self) -> tuple[Record, ...]:
         """The trials that have all values."""
         return tuple(record for record in self.records if record.status == "complete")
-
-    @property
-    def direction(self) -> Direction:
-        """Whether more or less of the metric is better."""
-        return self.config.direction
-
-    def loss(self, point: Point) -> float:
-        """How much worse than the baseline the point's validation metric is; negative where it is better."""
-        assert self.baseline is not None, "points exist only after the baseline"
-        gain = point.validation[self.config.metric] - self.baseline.validation[self.config.metric]
-        return -gain if self.direction == "maximize" else gain
 
     def count(self, status: str) -> int:
         """How many trials ended so."""

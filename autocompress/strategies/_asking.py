@@ -16,6 +16,9 @@ from autocompress.plan import Scalar
 from autocompress.space import Choice, Float, Knob
 from autocompress.strategies._study import STUDY
 
+ROUNDING = 1e-6
+"""Share of a step by which a value may lie beside it: what arithmetic makes of three times 0.1 is not 0.3."""
+
 
 class Asked:
     """A trial of a study in memory, as `Study.ask` gives it.
@@ -108,7 +111,10 @@ def offers(knob: Knob, value: Scalar) -> bool:
     """Whether a value is one of a knob's."""
     if isinstance(knob, Choice):
         return value in knob.options
-    return not isinstance(value, str) and knob.low <= value <= knob.high
+    if isinstance(value, str) or not knob.low <= value <= knob.high:
+        return False
+    steps = (value - knob.low) / knob.step if knob.step else 0.0
+    return abs(steps - round(steps)) < ROUNDING
 
 
 def _own(knob: Knob, value: Scalar) -> Scalar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class SearchStrategy(ABC):
         """Learn from a finished trial, asked here or in an earlier process."""
 
     def drop(self, number: int) -> None:  # noqa: B027
-        """Count on no record of a trial that was asked here: it was cancelled."""
+        """Forget a trial that was asked here and cancelled: no record of it will come."""
 
     def parents(self) -> frozenset[str]:
         """Digests of finished plans whose weights later trials may start from; the weights of others are deleted."""
@@ -101,6 +102,16 @@ class SearchStrategy(ABC):
 
     def note(self, entry: Sensitivity) -> None:  # noqa: B027
         """Learn from a change that was looked at, for strategies that ask for some."""
+
+
+def derived_seed(*what: object) -> int:
+    """A seed for one purpose, independent of all others.
+
+    Args:
+        what: The search's seed, and what tells the purpose from others.
+    """
+    text = "/".join(map(str, what)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") & 0x7FFFFFFF
 
 
 STRATEGIES: Registry[type[SearchStrategy]] = Registry("search strategy", "autocompress.strategies")

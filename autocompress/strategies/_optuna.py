@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -22,8 +21,8 @@ from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Knob, neutral, neutral_answers
 from autocompress.strategies._asking import Asked, distribution_of, offers
-from autocompress.strategies._base import Problem, SearchStrategy
-from autocompress.strategies._study import STATES, Shown, StudyView, new_study
+from autocompress.strategies._base import Problem, SearchStrategy, derived_seed
+from autocompress.strategies._study import Shown, StudyView, new_study, state_of
 
 ATTEMPTS = 20
 """Proposals of the sampler in a row that may repeat known plans before chance is asked."""
@@ -73,15 +72,15 @@ class OptunaStrategy(SearchStrategy):
         return None
 
     def tell(self, record: Record) -> None:
-        """Tell the study; failed trials are told without values."""
+        """Tell the study; failed trials, and those that had less than full training, are told without values."""
         self._seen.add(record.plan.digest)
         self._next = max(self._next, record.number + 1)
         if record.number == 0:
             self._baseline = record.values
-        told, state = self._as_told(record), STATES[record.status]
+        told, state = self._as_told(record), state_of(record)
         if record.number in self._running:
             asked, shown = self._running.pop(record.number)
-            asked.end(STATES[told.status], self._values(told), self._violations(told))
+            asked.end(state_of(told), self._values(told), self._violations(told))
         else:
             shown = self._past(record)
             self._study.add_trial(self._frozen(told, shown))
@@ -110,7 +109,7 @@ class OptunaStrategy(SearchStrategy):
         self, number: int, source: str, attempt: int, answers: Mapping[str, Scalar] = MappingProxyType({})
     ) -> Trial | None:
         """Ask the sampler once, or take what answers there are; None if the plan is known already."""
-        seed = _derived_seed(self._problem.seed, number, attempt)
+        seed = derived_seed(self._problem.seed, number, attempt)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             sampler = self.make_sampler(seed) if attempt < ATTEMPTS else RandomSampler(seed=seed)
@@ -128,12 +127,12 @@ class OptunaStrategy(SearchStrategy):
         return Trial(number, plan, seed=self._problem.seed, proposal=Proposal(source, shown.params, shown.attributes))
 
     def _values(self, record: Record) -> list[float] | None:
-        if record.status != "complete":
+        if state_of(record) != TrialState.COMPLETE:
             return None
         return [record.values[objective.name] for objective in self._problem.objectives]
 
     def _violations(self, record: Record) -> dict[str, float]:
-        if record.status != "complete":
+        if state_of(record) != TrialState.COMPLETE:
             return {}
         baseline = self._baseline or record.values
         return {_key(c): c.violation(record.values, baseline) for c in self._problem.constraints}
@@ -153,7 +152,7 @@ class OptunaStrategy(SearchStrategy):
     def _frozen(self, record: Record, shown: Shown) -> optuna.trial.FrozenTrial:
         """A trial that has ended, as the study in memory holds it."""
         return optuna.trial.create_trial(
-            state=STATES[record.status],
+            state=state_of(record),
             values=self._values(record),
             params=dict(shown.params),
             distributions=dict(shown.distributions),
@@ -181,9 +180,3 @@ class OptunaStrategy(SearchStrategy):
 
 def _key(constraint: Constraint) -> str:
     return str(constraint)
-
-
-def _derived_seed(seed: int, number: int, attempt: int) -> int:
-    """A seed for one proposal, independent of what was proposed before."""
-    text = f"{seed}/{number}/{attempt}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") & 0x7FFFFFFF

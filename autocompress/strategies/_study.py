@@ -23,12 +23,19 @@ from optuna.trial import TrialState
 
 from autocompress.objective import Objective
 from autocompress.plan import Scalar
+from autocompress.record import Record
 
 STUDY = "autocompress"
 """What the study of a search is called in its file."""
 
 STATES = {"complete": TrialState.COMPLETE, "screened": TrialState.PRUNED, "failed": TrialState.FAIL}
-"""What Optuna calls the states of a record."""
+"""What Optuna calls the states of a record at full fidelity."""
+
+
+def state_of(record: Record) -> TrialState:
+    """What Optuna calls the state of a record; a model that had less than full training is pruned, not complete."""
+    is_part = record.status == "complete" and record.trial.fidelity < 1
+    return TrialState.PRUNED if is_part else STATES[record.status]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from autocompress.objective import LATENCY, LATENCY_RATIO, quantity
 from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
-from autocompress.strategies._base import STRATEGIES, Problem, SearchStrategy
+from autocompress.strategies._base import STRATEGIES, Problem, SearchStrategy, derived_seed
 from autocompress.strategies._guided.accuracy import restored
 from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.models import Models
@@ -41,11 +40,20 @@ BLOCK = 8
 What it finds is as good for all trials that begin before one of them has ended, and with 150 knobs it takes seconds.
 """
 
-AT_ONCE = 2
+FIRST_POLICIES = 2
 """Policies without training that are tried before anything is known; others compete with what the models find."""
 
 CLIMBS = 6
 """Points that the solver makes better by what they promise, the best of its sweep."""
+
+SUGGESTIONS = 4
+"""Policies that TPE suggests for each sweep, which also begins from them."""
+
+NEIGHBORS = 96
+"""Points near the front that compete for each trial; to judge as many takes milliseconds."""
+
+DRAWS = 200
+"""Random points in a row that may be known before the space counts as spent."""
 
 SETTLED_LOSS = 0.3
 """Points that a model loses at most that has little to gain from more training."""
@@ -113,7 +121,7 @@ class Guided(SearchStrategy):
         self._landscapes = problem.landscapes
         self._policies = list(problem.policies) if parts.uniform else []
         untrained = [(answers, plan) for answers, plan in self._policies if not plan.recovery.epochs]
-        self._untrained = untrained[:AT_ONCE]
+        self._untrained = untrained[:FIRST_POLICIES]
         self._seen: set[str] = {Plan().digest}
         self._tried: set[tuple[str, bytes]] = {(ORIGINAL, self._landscapes[ORIGINAL].neutral().tobytes())}
         self._promoted: set[int] = set()
@@ -158,7 +166,7 @@ class Guided(SearchStrategy):
             self._yardstick = Yardstick(self._problem, record.values)
         landscape = self._landscapes.get(record.plan.architecture)
         if landscape is None:  # it can't be built any more
-            self._study.end(record, None, whole=True)
+            self._study.end(record, None)
             return
         name, attributes = landscape.architecture, record.trial.proposal.attributes
         point = landscape.point(record.trial.proposal.params)
@@ -167,7 +175,7 @@ class Guided(SearchStrategy):
         if "block" in attributes and (self._block is None or self._block.first < int(attributes["block"])):
             self._block = _Block(int(attributes["block"]), _numbers(attributes.get("unknown", "")), ())
         policy = self._policy_view.encode(name, point)
-        self._study.end(record, policy, whole=record.trial.fidelity >= 1)
+        self._study.end(record, policy)
         if record.status == "screened":
             self._learn_costs(record.number, name, point, record.values)
         if record.status == "complete":
@@ -255,9 +263,9 @@ class Guided(SearchStrategy):
         point, promotes = landscape.realized(plan), int(candidates.promotes[row])
         is_another = not np.array_equal(point, asked) and (name, point.tobytes()) in self._tried
         self._tried |= {(name, asked.tobytes()), (name, point.tobytes())}
-        self._promoted.add(promotes)
         if plan.digest in self._seen or (is_another and not promotes):
             return None
+        self._promoted.add(promotes)
         attributes: dict[str, Scalar] = {"promotes": promotes} if promotes else {}
         if plan.start is not None:
             attributes |= {"start": int(candidates.starts[row]), "before": float(candidates.before[row])}
@@ -342,7 +350,7 @@ class Guided(SearchStrategy):
                 parents.setdefault(result.architecture, []).append(result.point)
         for name, points in parents.items():
             if len(self._landscapes[name].sites):
-                near = mutations(self._landscapes[name], points, 96, rng)
+                near = mutations(self._landscapes[name], points, NEIGHBORS, rng)
                 yield name, near, ["local"] * len(near)
 
     def _is_settled(self, result: Result) -> bool:
@@ -353,7 +361,7 @@ class Guided(SearchStrategy):
         """A random point that was not tried; None if none is found."""
         rng = np.random.default_rng(self._seed_of("chance", self._next))
         names = list(self._landscapes)
-        for _ in range(200):
+        for _ in range(DRAWS):
             name = names[int(rng.integers(len(names)))]
             landscape = self._landscapes[name]
             drawn = (rng.random(len(landscape.sizes)) * landscape.sizes).astype(np.int64)
@@ -387,7 +395,9 @@ class Guided(SearchStrategy):
         found: dict[str, list[tuple[Array, str]]] = {name: [] for name in self._landscapes}
         for answers, plan in self._policies:
             found[plan.architecture].append((self._landscapes[plan.architecture].point(answers), "policy"))
-        for policy in self._policy_view.suggest(self._policies_told(results), 4, self._seed_of("tpe", number)):
+        for policy in self._policy_view.suggest(
+            self._policies_told(results), SUGGESTIONS, self._seed_of("tpe", number)
+        ):
             architecture, point = self._policy_view.decode(policy)
             found[architecture].append((point, "tpe"))
         objectives = tuple(objective.name for objective in self._problem.objectives)
@@ -426,18 +436,19 @@ class Guided(SearchStrategy):
         return tuple(name for name in (ORIGINAL, *others) if len(self._landscapes[name].sites))
 
     def _policies_told(self, results: Results) -> list[tuple[Mapping[str, float | str], list[float]]]:
-        """Policies and costs of the latest results that are final."""
+        """Policies and costs of the latest results that are final, and obey the constraints if any does."""
         final = [
             result
             for number, result in sorted(results.by_number.items())
             if number > 0 and result.record.trial.fidelity >= 1
         ]
+        allowed = [result for result in final if self._the_yardstick.obeys(result.record.values)]
         return [
             (
                 self._policy_view.encode(result.architecture, result.point),
                 [objective.cost(result.record.values) for objective in self._problem.objectives],
             )
-            for result in final[-LATEST_RESULTS:]
+            for result in (allowed or final)[-LATEST_RESULTS:]
         ]
 
     # -- beliefs -------------------------------------------------------------------------------------------------
@@ -527,8 +538,7 @@ class Guided(SearchStrategy):
         return late and self._parts.inheritance
 
     def _seed_of(self, what: str, number: int) -> int:
-        text = f"{self._problem.seed}/{what}/{number}".encode()
-        return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") & 0x7FFFFFFF
+        return derived_seed(self._problem.seed, what, number)
 
 
 def _numbers(text: Scalar) -> tuple[int, ...]:

@@ -23,4 +23,4 @@ class TPE(OptunaStrategy):
 
     def make_sampler(self, seed: int) -> BaseSampler:
         """A TPE sampler that counts running trials as bad, so that parallel workers spread."""
-        return TPESampler(seed=seed, multivariate=True, group=True)
+        return TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)

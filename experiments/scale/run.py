@@ -41,8 +41,7 @@ from autocompress.run_directory import RunConfig, RunDirectory
 from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
 from autocompress.space import SearchSpace, load_space
-from autocompress.strategies import STRATEGIES, SearchStrategy
-from autocompress.strategies._base import Problem
+from autocompress.strategies import STRATEGIES, Problem, SearchStrategy
 from autocompress.task import FOLDS
 from experiments.search_efficiency.asking import network
 

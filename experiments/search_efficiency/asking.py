@@ -25,7 +25,7 @@ from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import SearchSpace, load_space, neutral
-from autocompress.strategies._base import Problem
+from autocompress.strategies import Problem
 from autocompress.strategies.guided import Guided
 
 PROFILE = HardwareProfile("made up", channel_multiple=16, kernels={"conv": ("int8",), "linear": ("int8",)})

@@ -12,8 +12,7 @@ from autocompress.front import pareto_front
 from autocompress.plan import Scalar
 from autocompress.record import Record, Trial
 from autocompress.space import Suggest, neutral, record_answers
-from autocompress.strategies import STRATEGIES, SearchStrategy
-from autocompress.strategies._base import Problem
+from autocompress.strategies import STRATEGIES, Problem, SearchStrategy
 from autocompress.strategies._guided.solver import mutations
 from autocompress.strategies._mating import KnobsOfParents, Mating
 from autocompress.strategies._optuna import OptunaStrategy
@@ -81,8 +80,7 @@ class UniformThenLocal(OptunaStrategy):
                 point = mutations(landscape, [parent], 1, rng)[0]
                 asked = self._answers(landscape.answers(point))
                 if self._problem.plan(_replayed(asked)).digest not in self._seen:
-                    self._study.enqueue_trial(dict(asked))
-                    return self._propose(self._next, self.name, 0)
+                    return self._propose(self._next, self.name, 0, asked)
         return super().ask()
 
     def _answers(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:

@@ -29,7 +29,7 @@ from autocompress.run_directory import RunDirectory
 from autocompress.screen import Screen
 from autocompress.serialization import from_json, to_json
 from autocompress.space import SearchSpace, load_space
-from autocompress.strategies._base import Problem
+from autocompress.strategies import Problem
 from autocompress.task import Task
 
 SCREEN_S = 0.4

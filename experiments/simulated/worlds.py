@@ -17,7 +17,7 @@ from autocompress.probe import Probe, Sensitivity
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import load_space
-from autocompress.strategies._base import Problem
+from autocompress.strategies import Problem
 from experiments.search_efficiency.asking import network
 
 PROFILE = HardwareProfile("made up", channel_multiple=16, kernels={"conv": ("int8",), "linear": ("int8",)})

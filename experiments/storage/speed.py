@@ -31,8 +31,7 @@ from autocompress.run_directory import RunDirectory
 from autocompress.serialization import dumps, write_atomically
 from autocompress.space import load_space, neutral
 from autocompress.storage import Database, StudyCopy, write_study
-from autocompress.strategies import STRATEGIES, SearchStrategy
-from autocompress.strategies._base import Problem
+from autocompress.strategies import STRATEGIES, Problem, SearchStrategy
 from experiments.provenance import commit, machine, versions
 from experiments.search_efficiency.asking import PROFILE, _original_alone, made_up, network, random_trial
 from experiments.storage.postgres import server

@@ -18,7 +18,7 @@ from autocompress.plan import Plan, Recovery, Scalar, Step
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Choice, Suggest
-from autocompress.strategies._base import Problem, SearchStrategy
+from autocompress.strategies import Problem, SearchStrategy
 from autocompress.strategies._guided import training
 from autocompress.strategies._guided.accuracy import AccuracyModel, compressed, restored
 from autocompress.strategies._guided.costs import CostModel
@@ -32,6 +32,7 @@ from autocompress.strategies._guided.results import Result, Results
 from autocompress.strategies._guided.solver import sweep
 from autocompress.strategies._guided.table import HARMFUL
 from autocompress.strategies._guided.training import ETA, BestOf, Training, best_by_volume
+from autocompress.strategies._guided.worth import gained
 from autocompress.strategies.guided import FINAL_SHARE, Guided, Parts
 from autocompress.strategies.random import Random
 
@@ -393,6 +394,27 @@ def test_constraints_are_obeyed_where_it_matters(tmp_path: Path) -> None:
     records = go(begun(problem(tmp_path, constraints=(limit,))), 30)
     met = [record.values["latency_ms"] <= 0.45 for record in records[8:]]
     assert sum(met) > 0.7 * len(met)
+
+
+def test_what_is_at_work_and_will_break_a_constraint_takes_no_gain_from_others(tmp_path: Path) -> None:
+    objectives = make_objectives(("accuracy:1", "size_bytes:100"), "accuracy", "maximize")
+    limit = Constraint.parse("latency_ms<=0.2x")
+    strategy = begun(problem(tmp_path, objectives=objectives, constraints=(limit,)))
+    point = land().neutral()
+    point[LAYERS:] = 1
+    yardstick, models, front = strategy._the_yardstick, strategy._fitted(), strategy._results.front
+    larger = np.zeros(1), {"latency_ms": np.array([0.15]), "size_bytes": np.array([0.7])}
+    alone, beside = (gained(yardstick, models, front, work)(*larger) for work in ((), [("original", point, 0.0)]))
+    assert beside == alone > 0
+
+
+def test_tpe_learns_from_what_is_allowed(tmp_path: Path) -> None:
+    limit = Constraint.parse("latency_ms<=0.45x")
+    strategy = begun(problem(tmp_path, constraints=(limit,)))
+    final = [record for record in go(strategy, 20) if record.trial.fidelity >= 1]
+    allowed = [record for record in final if record.values["latency_ms"] <= 0.45]
+    assert 0 < len(allowed) < len(final)
+    assert len(strategy._policies_told(strategy._results)) == len(allowed)
 
 
 def test_what_was_expected_of_a_trial_is_in_its_record(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from autocompress.duration import parse_duration
 from autocompress.errors import DeviceUnavailable, InfeasiblePlan, MeasurementError, SearchFailed
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
+from autocompress.loop.times import LEAST_EPOCHS
 from autocompress.measurement import Measurement
 from autocompress.objective import make_objectives
 from autocompress.plan import Plan, Recovery, Step
@@ -456,7 +457,8 @@ def test_a_long_trial_is_shortened_to_fit_and_its_plan_says_so(tmp_path: Path) -
     bench = Bench(tmp_path / "run", budget_s=100.0)
     bench.run(Listed(plans(1, epochs=50)), epoch_s=10.0)
     (trial,) = bench.ran
-    assert 1 <= trial.plan.recovery.epochs < 50
+    assert LEAST_EPOCHS <= trial.plan.recovery.epochs < 50
+    assert trial.fidelity == pytest.approx(trial.plan.recovery.epochs / 50)
 
 
 def test_the_screen_holds_the_front_of_the_moment(tmp_path: Path) -> None:

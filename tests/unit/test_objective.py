@@ -167,6 +167,17 @@ def test_a_violation_is_relative_to_the_bound() -> None:
     )
 
 
+@given(st.integers(1, 50), st.integers(0, 10_000), st.sampled_from(("accuracy>=baseline-1%", "error<=baseline+0.01")))
+def test_a_model_that_loses_just_what_it_may_obeys(hundreds: int, right: int, text: str) -> None:
+    samples, constraint = 100 * hundreds, Constraint.parse(text)
+    right %= samples - hundreds + 1
+    scores = [right / samples, (right + hundreds) / samples]
+    better, worse = sorted(scores, reverse=constraint.operator == ">=")
+    assert constraint.violation({constraint.name: worse}, {constraint.name: better}) <= 0
+    further = worse + (0.5 / samples if constraint.operator == "<=" else -0.5 / samples)
+    assert constraint.violation({constraint.name: further}, {constraint.name: better}) > 0
+
+
 def test_a_constraint_on_an_unknown_value_offers_the_nearest() -> None:
     with pytest.raises(UnknownName, match=r"unknown value in a constraint 'acuracy'; did you mean 'accuracy'\?"):
         parse_constraints(("acuracy>=0.9",), KNOWN)

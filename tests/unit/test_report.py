@@ -21,6 +21,7 @@ from autocompress.report import write_report
 from autocompress.report.facts import RunFacts
 from autocompress.report.figure import figure, finite
 from autocompress.report.sections import SECTIONS
+from autocompress.report.sections.headline import Headline
 from autocompress.report.sections.selection import optimism
 from autocompress.run_directory import RunDirectory
 
@@ -120,6 +121,16 @@ def test_time_is_counted_by_stage(directory: RunDirectory, tmp_path: Path) -> No
     assert "train 45 s" in text
     assert "looking at single changes 2 s" in text
     assert "Workers: 2, all together" in text
+
+
+def test_a_model_that_loses_a_point_is_within_a_point(directory: RunDirectory, tmp_path: Path) -> None:
+    facts = RunFacts.read(directory, tmp_path)
+    edge = [replace(point, validation={"accuracy": 0.97 - 0.01}) for point in facts.front if point.number == 3]
+    assert facts.baseline is not None
+    assert facts.baseline.validation["accuracy"] - edge[0].validation["accuracy"] > 0.01, "as doubles have it"
+    html = Headline().html(replace(facts, front=tuple(edge)))
+    assert "0.20×" in html
+    assert "smallest size within 1 point of accuracy: 003" in html
 
 
 def test_the_luck_of_the_choice_is_told(directory: RunDirectory, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.objective import LATENCY, MEMORY, SIZE, Objective, machine_of, measured_objectives, quantity
+from autocompress.objective import LATENCY, MEMORY, SIZE, machine_of, measured_objectives, quantity
 from autocompress.record import Record
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
@@ -52,7 +52,7 @@ class Foresight(Section):
 
 
 def _losses(told: Sequence[Record], baseline: Record, facts: RunFacts) -> tuple[Array, Array]:
-    metric = Objective(facts.config.metric, facts.direction)
+    metric = facts.config.the_metric
     level, is_share = baseline.values[metric.name], facts.config.is_percentage
     found = [metric.lost(record.values[metric.name], level, is_share=is_share) for record in told]
     return _numbers([record.trial.proposal.attributes["expected_loss"] for record in told]), _numbers(found)

@@ -29,7 +29,7 @@ class FrontPlot(Section):
         machines = facts.baseline.machines
         latencies = [on_machine(LATENCY_RATIO, name) for name in machines] or [LATENCY_RATIO]
         plots = "\n".join(_plot(facts, facts.baseline, key) for key in (*latencies, SIZE_RATIO))
-        better = "up" if facts.direction == "maximize" else "down"
+        better = "up" if facts.config.direction == "maximize" else "down"
         return f"""<div class="plots">{plots}</div>
 <p class="soft">Better is {better} and to the left. Bars are 95 % intervals of the latency ratio; the markers
 grow with the file's size; the diamond is the baseline; gray points are

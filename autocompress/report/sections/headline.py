@@ -7,6 +7,7 @@ from functools import partial
 from html import escape
 
 from autocompress.duration import format_duration
+from autocompress.objective import ROUNDING
 from autocompress.point import OnMachine, Point
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
@@ -43,7 +44,7 @@ def _cards(facts: RunFacts) -> str:
     if baseline is None:
         return "<p>The baseline is not measured yet, so there is nothing to compare.</p>"
     kept = f"within 1 point of {metric}" if share else "on the front"
-    near = [point for point in facts.front if not share or facts.loss(point) <= 0.01]
+    near = [point for point in facts.front if not share or _points_lost(facts, point, baseline) <= 1 + ROUNDING]
     latencies = ", ".join(map(_latency, baseline.latencies.items()))
     cards = [
         _card(
@@ -62,6 +63,12 @@ def _cards(facts: RunFacts) -> str:
         best(f"lowest latency on {name}" if name else "lowest latency", partial(_latency_on, name))
     best("smallest size", lambda point: point.size_ratio)
     return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _points_lost(facts: RunFacts, point: Point, baseline: Point) -> float:
+    """By how many points the share that the metric is lies below the baseline's on validation data."""
+    metric = facts.config.the_metric
+    return metric.lost(point.validation[metric.name], baseline.validation[metric.name], is_share=True)
 
 
 def _latency(item: tuple[str, Point | OnMachine]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 from autocompress.front import feasible, growing_hypervolume
 from autocompress.objective import Objective
@@ -44,9 +45,10 @@ class Timeline(Section):
             "yaxis": {"rangemode": "tozero"},
         }
         drop = "10 points" if facts.config.is_percentage else "100 %"
+        costs_named = ", ".join(one.name for one in facts.config.objectives if one.name != facts.config.metric)
         plot = figure([trace], layout, label="hypervolume of the front over time", height="low")
         return f"""{plot}
-<p class="soft">The volume that the front dominates, up to the baseline's latency, size and memory and a metric {drop}
+<p class="soft">The volume that the front dominates, up to the baseline's {escape(costs_named)} and a metric {drop}
 worse than the baseline's; a line that has gone flat says that more time brings little.</p>"""
 
 

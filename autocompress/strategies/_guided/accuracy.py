@@ -47,7 +47,7 @@ CHANGE = 0.7
 LEAST_STEEPNESS = 0.05
 """What is left of the doubt about models that lose nothing."""
 
-ARCHITECTURE = 0.04
+STUDENT_VARIANCE = 0.04
 """Variance of the level of a student."""
 
 
@@ -314,7 +314,7 @@ class _Process:
         near, slopes = self._kernel(rows, self._rows), _slopes(rows, self.learned, self._doubts)
         across = near + slopes @ self._slopes.T
         mean = _mean(rows, self.learned) + near @ self._weights
-        own = (slopes**2).sum(axis=1) + ARCHITECTURE * (rows.student > 0)
+        own = (slopes**2).sum(axis=1) + STUDENT_VARIANCE * (rows.student > 0)
         all_of_it, by_changes = self._steepness(rows)
         own = own + (all_of_it * self._amplitude) ** 2 + (by_changes * CHANGE) ** 2 * (rows.changes**2).sum(axis=1)
         explained = ((across @ self._whitener.T) ** 2).sum(axis=1)
@@ -330,7 +330,7 @@ class _Process:
         near = np.exp(-0.5 * np.maximum(distance, 0) / self._length**2)
         same = (left.architecture[:, None] == right.architecture[None]) & (right.student > 0)[None]
         (all_left, changes_left), (all_right, changes_right) = self._steepness(left), self._steepness(right)
-        kernel: Array = self._amplitude**2 * near * np.outer(all_left, all_right) + ARCHITECTURE * same
+        kernel: Array = self._amplitude**2 * near * np.outer(all_left, all_right) + STUDENT_VARIANCE * same
         kernel += CHANGE**2 * (left.changes @ right.changes.T) * np.outer(changes_left, changes_right)
         return kernel
 

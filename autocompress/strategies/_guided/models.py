@@ -71,13 +71,12 @@ class Models:
         self.accuracy.learn(result.number, result.architecture, result.point, epochs=result.epochs, loss=result.loss)
         if not result.number or TAKEN_UP in result.record.details:
             return
-        trained_s = result.record.training_s
-        self._fixed.add(result.number, result.record.elapsed_s - trained_s)
+        self._fixed.add(result.number, result.record.fixed_s)
         own = result.record.plan.recovery.epochs
         if own:
             expected_s = own * float(self._relative_epoch(result.architecture, result.point[None])[0])
             held = bool(is_held(self._landscapes[result.architecture], result.point[None])[0])
-            self._pace[held].add(result.number, trained_s / max(expected_s * self._epoch_s, 1e-9))
+            self._pace[held].add(result.number, result.record.training_s / max(expected_s * self._epoch_s, 1e-9))
 
     @property
     def fixed_s(self) -> float:

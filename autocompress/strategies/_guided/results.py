@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.data import Array
-from autocompress.front import feasible, pareto_front, told_apart
+from autocompress.front import feasible, told_apart, undominated
 from autocompress.objective import Constraint, Objective
 from autocompress.record import Record
 
@@ -100,7 +100,8 @@ class Results:
         """The front of some results, in the same way."""
         records = [result.record for result in some]
         allowed = feasible(records, self._constraints, self.by_number[0].record.values)
-        return [self.by_number[record.number] for record in pareto_front(allowed or records, self._objectives)]
+        best = told_apart(undominated(allowed or records, self._objectives), self._objectives)
+        return [self.by_number[record.number] for record in best]
 
     def before(self, number: int, unknown: Collection[int]) -> Results:
         """What was known when a trial was proposed while some others were at work."""

@@ -23,7 +23,7 @@ STEPS = 40
 LEAST_STEP = 1e-6
 """Share of a value by which a step makes it better at least."""
 
-AT_ONCE = 4
+CHANGES_IN_A_STEP = 4
 """Changes that a step takes together, as long as they are better together too."""
 
 
@@ -76,7 +76,7 @@ def descend(landscape: Landscape, price: Price, start: Array, multipliers: Array
     for _ in range(STEPS):
         near = landscape.canonical(np.where(moves >= 0, moves, point))
         values = price(near) @ multipliers
-        order = np.argsort(values, kind="stable")[:AT_ONCE]
+        order = np.argsort(values, kind="stable")[:CHANGES_IN_A_STEP]
         better = order[values[order] < value - LEAST_STEP * abs(value)]
         if not len(better):
             break

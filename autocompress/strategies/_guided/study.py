@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from autocompress.objective import Objective
 from autocompress.record import Record
-from autocompress.strategies._study import STATES, Shown, StudyView
+from autocompress.strategies._study import Shown, StudyView, state_of
 
 
 class PolicyView:
@@ -36,16 +36,14 @@ class PolicyView:
         self._begun[number] = self._shown(number, source, policy)
         self._view.begin(self._begun[number])
 
-    def end(self, record: Record, policy: Mapping[str, float | str] | None, *, whole: bool) -> None:
+    def end(self, record: Record, policy: Mapping[str, float | str] | None) -> None:
         """A trial ended, begun here or in an earlier process.
 
         Args:
-            record: What came of it.
+            record: What came of it; after less than full training its values are not final, and not told.
             policy: Its coordinates; None if they are not known.
-            whole: False for less training than the search gives in the end: its values are not final, and not told.
         """
-        is_part = record.status == "complete" and not whole
-        state = TrialState.PRUNED if is_part else STATES[record.status]
+        state = state_of(record)
         values = None
         if state == TrialState.COMPLETE:
             values = [record.values[objective.name] for objective in self._objectives]

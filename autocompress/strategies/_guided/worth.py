@@ -20,7 +20,7 @@ QUANTILES = np.array([-1.64, -1.04, -0.67, -0.39, -0.13, 0.13, 0.39, 0.67, 1.04,
 """Standard normal numbers that stand for a tenth of all each."""
 
 NEXT_TO_NOTHING = 1e-9
-"""What decides where no candidate promises anything: how likely it obeys the constraints, and its time."""
+"""Weight of what decides where no candidate promises anything: how likely it obeys the constraints, for its time."""
 
 AtWork = tuple[str, Array, float]
 """Architecture, point and epochs of a trial that has not ended."""
@@ -31,7 +31,7 @@ Gained = Callable[[Array, Mapping[str, Array]], Array]
 
 def gained(yardstick: Yardstick, models: Models, front: Collection[Result], at_work: Collection[AtWork]) -> Gained:
     """What models would add to a front, and to the trials at work as they are expected to end."""
-    places = [*_believed(models, front), *_expected(models, at_work)]
+    places = [*_believed(models, front), *_expected(yardstick, models, at_work)]
     if yardstick.is_weighted:
         best = min(float(yardstick.weighted(loss, shares).min()) for loss, shares in places)
         return lambda loss, shares: np.maximum(0.0, best - yardstick.weighted(loss, shares))
@@ -63,14 +63,19 @@ def _believed(models: Models, front: Collection[Result]) -> Iterator[tuple[Array
         yield np.array([losses[result.number] for result in front]), shares
 
 
-def _expected(models: Models, at_work: Collection[AtWork]) -> Iterator[tuple[Array, dict[str, Array]]]:
-    """Losses and shares that the trials at work are expected to have, by architecture."""
+def _expected(
+    yardstick: Yardstick, models: Models, at_work: Collection[AtWork]
+) -> Iterator[tuple[Array, dict[str, Array]]]:
+    """Losses and shares that trials at work are expected to have, by architecture; of those that rather obey bounds."""
     for architecture in dict.fromkeys(name for name, _, _ in at_work):
         some = [(point, epochs) for name, point, epochs in at_work if name == architecture]
         points, epochs = np.array([point for point, _ in some]), np.array([epochs for _, epochs in some])
         losses, _ = models.accuracy.predict(architecture, points, epochs)
         costs = models.costs.predict(architecture, points)
-        yield restored(losses), {name: mean for name, (mean, _) in costs.items()}
+        found = restored(losses)
+        kept = yardstick.allowed(found, costs) >= 0.5
+        if kept.any():
+            yield found[kept], {name: mean[kept] for name, (mean, _) in costs.items()}
 
 
 def worth(yardstick: Yardstick, models: Models, gain: Gained, candidates: Candidates) -> Array:

@@ -100,6 +100,10 @@ class Yardstick:
             total += objective.weight * change
         return total / (100 * sum(objective.weight for objective in self._problem.objectives))
 
+    def obeys(self, values: Mapping[str, float]) -> bool:
+        """True if a finished model obeys the constraints."""
+        return all(constraint.violation(values, self._baseline) <= 0 for constraint in self._problem.constraints)
+
     def allowed(self, loss: Array, costs: Mapping[str, Cost]) -> Array:
         """How likely points obey the constraints, at some loss (points,)."""
         likely = np.ones(len(loss))
