@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
+from autocompress.record import Record
 from autocompress.run import Run
 from autocompress.run_directory import RunDirectory
 from experiments.cluster.nodes import Nodes, started
@@ -44,7 +45,7 @@ def _suffer(options: argparse.Namespace, nodes: Nodes, run: Path) -> None:
     cluster = ["--executor", "ray", "--address", nodes.address, "--workers", "3"]
     driver = _driver("search", options.task, "--trials", str(options.trials), "--output", str(run), *cluster,
                      "--strategy", options.strategy)  # fmt: skip
-    draw, killed = random.Random(options.seed), list[str]()
+    draw, killed, at_work = random.Random(options.seed), list[str](), 0
     next_s, is_node_lost, is_driver_lost = options.every, False, False
     while driver.poll() is None or not is_driver_lost:
         time.sleep(0.5)
@@ -53,12 +54,13 @@ def _suffer(options: argparse.Namespace, nodes: Nodes, run: Path) -> None:
             raise SystemExit(f"the search ended with exit code {driver.returncode} before its driver was killed")
         if now_s > next_s:
             next_s = now_s + options.every
-            work = nodes.kill_worker(draw)
+            count, work = len(nodes.working()), nodes.kill_worker(draw)
             if work:
                 killed.append(work)
+                at_work += count
                 print(f"{now_s:5.0f} s, {done} trials: killed a worker at: {work}", flush=True)
         if done >= options.trials / 3 and not is_node_lost:
-            is_node_lost = True
+            is_node_lost, at_work = True, at_work + len(nodes.working())
             nodes.kill_node(nodes.names[-1])
             print(f"{now_s:5.0f} s, {done} trials: killed a node", flush=True)
         if done >= 2 * options.trials / 3 and not is_driver_lost:
@@ -67,17 +69,19 @@ def _suffer(options: argparse.Namespace, nodes: Nodes, run: Path) -> None:
             driver.wait()
             print(f"{now_s:5.0f} s, {done} trials: killed the driver", flush=True)
             driver = _driver("search", "--resume", str(run))
-    _tell(run, driver.returncode, killed, options.trials, time.monotonic() - began)
+    print(f"exit code {driver.returncode} after {time.monotonic() - began:.0f} s")
+    print(f"{len(killed)} workers killed, a node and the driver; calls at work at the kills: {at_work}")
+    _tell(run, options.trials)
 
 
-def _tell(run: Path, code: int, killed: list[str], trials: int, took_s: float) -> None:
-    records = RunDirectory.open(run).records()
+def _tell(run: Path, trials: int) -> None:
+    records = [line for line in RunDirectory.open(run).lines() if isinstance(line, Record)]
     numbers = Counter(record.number for record in records)
     log = (run / "log.txt").read_text(encoding="utf-8").splitlines()
     again = [line for line in log if BEGUN_AGAIN in line]
     statuses = Counter(record.status for record in records if record.number)
-    print(f"exit code {code} after {took_s:.0f} s; {dict(statuses)}; {len(Run(run).points)} models on the front")
-    print(f"{len(killed)} workers killed, a node and the driver; {len(again)} calls begun again")
+    print(f"calls begun again: {len(again)}")
+    print(f"{dict(statuses)}; {len(Run(run).points)} models on the front")
     print(f"trials without a record: {sorted(set(range(trials + 1)) - set(numbers)) or 'none'}")
     print(f"trials with two: {[number for number, count in numbers.items() if count > 1] or 'none'}")
     for record in records:

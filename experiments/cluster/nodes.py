@@ -37,14 +37,16 @@ class Nodes:
 
     def kill_worker(self, draw: random.Random) -> str:
         """Kill one of the processes that have a call to work on; returns what it was at, empty if there is none."""
-        working = [
-            (process, work) for process, words in _processes() if (work := _work_of(words)) and self._has(process)
-        ]
+        working = self.working()
         if not working:
             return ""
         process, work = draw.choice(working)
         os.kill(process, signal.SIGKILL)
         return work
+
+    def working(self) -> list[tuple[int, str]]:
+        """The processes that have a call to work on, and what they are at."""
+        return [(process, work) for process, words in _processes() if (work := _work_of(words)) and self._has(process)]
 
     def _has(self, process: int) -> bool:
         """Whether a process was started by a node of this cluster."""

@@ -132,7 +132,8 @@ def main() -> None:
             print(f"{chosen.task}, {strategy}, seed {seed}", file=sys.stderr)
             with tempfile.TemporaryDirectory() as folder:
                 output = (chosen.runs or Path(folder)) / f"{chosen.task}-{path.stem}"
-                if (output / "run.json").is_file():
+                is_begun = (output / "run.json").is_file()
+                if is_begun:
                     run = autocompress.resume(output, observer=_say)
                 else:
                     own, space = _way(strategy)
@@ -147,8 +148,9 @@ def main() -> None:
                     )
                 if run.status != "complete":
                     sys.exit(f"{path.stem}: the search is {run.status}; no record is written")
+                by = f"another, ended at {state}" if is_begun else state
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, to_json(told(output, strategy, state), indent=1).encode() + b"\n")
+                write_atomically(path, to_json(told(output, strategy, by), indent=1).encode() + b"\n")
 
 
 def _task(name: str) -> str:

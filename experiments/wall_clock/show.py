@@ -62,14 +62,16 @@ def main() -> None:
 
 
 def rows(key: Key, runs: Mapping[str, Search]) -> Iterator[str]:
-    """A row for each strategy that ours is compared with; runs on unlike machines are not compared."""
+    """A row for each strategy that ours is compared with; those of unlike machines are left out."""
     if OURS not in runs:
         return
     ours, (task, budget_s, seed) = runs[OURS], key
     moments, curve = over_time(ours)
     for other in (runs[name] for name in OTHERS if name in runs):
         if (ours.cpu, ours.workers) != (other.cpu, other.workers):
-            raise SystemExit(f"{key}: {ours.cpu} × {ours.workers} and {other.cpu} × {other.workers} can't be compared")
+            machines = f"{ours.cpu} × {ours.workers} and {other.cpu} × {other.workers}"
+            print(f"{key}: {other.strategy} is left out: {machines} can't be compared", file=sys.stderr)
+            continue
         end = over_time(other)[1][-1]
         passed = moments[curve > end]
         when = f"{passed[0] / budget_s:.2f} of the time" if len(passed) else "never"
