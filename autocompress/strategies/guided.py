@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
 from typing import ClassVar
 
@@ -21,13 +19,14 @@ from autocompress.strategies._guided.accuracy import restored
 from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.models import Models
 from autocompress.strategies._guided.plans import Kind, kinds_of, plan_of
-from autocompress.strategies._guided.policies import LATEST_RESULTS, PolicySpace
+from autocompress.strategies._guided.policies import PolicySpace
+from autocompress.strategies._guided.proposals import Points, Proposer, is_small
 from autocompress.strategies._guided.results import Result, Results
-from autocompress.strategies._guided.solver import climb, everything, mutations, sweep
+from autocompress.strategies._guided.solver import mutations
 from autocompress.strategies._guided.study import PolicyView
 from autocompress.strategies._guided.table import Table
 from autocompress.strategies._guided.training import Training, best_by_volume
-from autocompress.strategies._guided.worth import AtWork, Gained, believed_losses, gained, worth
+from autocompress.strategies._guided.worth import AtWork, believed_losses, gained, worth
 from autocompress.strategies._guided.yardstick import Yardstick
 
 FINAL_SHARE = 0.75
@@ -43,12 +42,6 @@ What it finds is as good for all trials that begin before one of them has ended,
 FIRST_POLICIES = 2
 """Policies without training that are tried before anything is known; others compete with what the models find."""
 
-CLIMBS = 6
-"""Points that the solver makes better by what they promise, the best of its sweep."""
-
-SUGGESTIONS = 4
-"""Policies that TPE suggests for each sweep, which also begins from them."""
-
 NEIGHBORS = 96
 """Points near the front that compete for each trial; to judge as many takes milliseconds."""
 
@@ -57,12 +50,6 @@ DRAWS = 200
 
 SETTLED_LOSS = 0.3
 """Points that a model loses at most that has little to gain from more training."""
-
-SMALL = 4096
-"""Points of a space up to which all of them are looked at."""
-
-Points = tuple[str, Array, list[str]]
-"""An architecture, points of it (points, sites), and what proposed each."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +126,7 @@ class Guided(SearchStrategy):
         self._models: Models | None = None
         self._policy_space: PolicySpace | None = None
         self._block: _Block | None = None
-        self._study = PolicyView(problem.journal, problem.objectives, self._policy_view.distributions())
+        self._shown = PolicyView(problem.journal, problem.objectives, self._policies_now.distributions())
 
     # -- the strategy's face -------------------------------------------------------------------------------------
 
@@ -166,7 +153,7 @@ class Guided(SearchStrategy):
             self._yardstick = Yardstick(self._problem, record.values)
         landscape = self._landscapes.get(record.plan.architecture)
         if landscape is None:  # it can't be built any more
-            self._study.end(record, None)
+            self._shown.end(record, None)
             return
         name, attributes = landscape.architecture, record.trial.proposal.attributes
         point = landscape.point(record.trial.proposal.params)
@@ -174,8 +161,8 @@ class Guided(SearchStrategy):
         self._promoted.add(int(attributes.get("promotes", 0)))
         if "block" in attributes and (self._block is None or self._block.first < int(attributes["block"])):
             self._block = _Block(int(attributes["block"]), _numbers(attributes.get("unknown", "")), ())
-        policy = self._policy_view.encode(name, point)
-        self._study.end(record, policy)
+        policy = self._policies_now.encode(name, point)
+        self._shown.end(record, policy)
         if record.status == "screened":
             self._learn_costs(record.number, name, point, record.values)
         if record.status == "complete":
@@ -185,7 +172,7 @@ class Guided(SearchStrategy):
         """Expect nothing of a trial any more."""
         del self._at_work[number]
         self._kinds_at_work.pop(number, None)
-        self._study.drop(number)
+        self._shown.drop(number)
 
     def note(self, entry: Sensitivity) -> None:
         """Learn from a change that was looked at."""
@@ -279,7 +266,7 @@ class Guided(SearchStrategy):
         self._next += 1
         self._seen.add(plan.digest)
         self._at_work[number] = name, point, trained
-        self._study.begin(number, source, self._policy_view.encode(name, point))
+        self._shown.begin(number, source, self._policies_now.encode(name, point))
         proposal = Proposal(source, landscape.answers(point), attributes)
         return Trial(number, plan, seed=self._problem.seed, fidelity=fidelity, proposal=proposal)
 
@@ -341,7 +328,7 @@ class Guided(SearchStrategy):
 
         Changing a model that has had little training tells less of what it is worth than training it.
         """
-        if self._is_small:
+        if is_small(self._landscapes):
             return
         rng = np.random.default_rng(self._seed_of("local", self._next))
         parents: dict[str, list[Array]] = {}
@@ -381,75 +368,9 @@ class Guided(SearchStrategy):
             is_new = block.first == self._next
             results = self._results if is_new else self._results.before(block.first, block.unknown)
             models = self._fitted() if is_new else self._models_of(results, block.first, block.unknown)
-            block = replace(block, proposals=tuple(self._proposals(results, models, block.first)))
+            block = replace(block, proposals=tuple(self._proposer.after(results, models, block.first)))
         self._block = block
         return block
-
-    def _proposals(self, results: Results, models: Models, number: int) -> Iterator[Points]:
-        """What the solver, the policies and TPE propose after some results."""
-        if self._is_small:
-            for name, landscape in self._landscapes.items():
-                points = everything(landscape)
-                yield name, points, ["solver"] * len(points)
-            return
-        found: dict[str, list[tuple[Array, str]]] = {name: [] for name in self._landscapes}
-        for answers, plan in self._policies:
-            found[plan.architecture].append((self._landscapes[plan.architecture].point(answers), "policy"))
-        for policy in self._policy_view.suggest(
-            self._policies_told(results), SUGGESTIONS, self._seed_of("tpe", number)
-        ):
-            architecture, point = self._policy_view.decode(policy)
-            found[architecture].append((point, "tpe"))
-        objectives = tuple(objective.name for objective in self._problem.objectives)
-        gain = gained(self._the_yardstick, models, results.front, ())
-        for name in self._worth_solving(results):
-            landscape = self._landscapes[name]
-            on_front = [result.point for result in results.front if result.architecture == name]
-            starts = np.array([landscape.neutral(), *(point for point, _ in found[name]), *on_front])
-            known = {result.point.tobytes() for result in results.by_number.values() if result.architecture == name}
-            price = models.price(name, objectives, partial(self._training.epochs_needed, name))
-            solved = np.unique([*starts, *sweep(landscape, price, starts)], axis=0)
-            value = partial(self._value, name=name, results=results, models=models, gain=gain, known=known)
-            best = solved[np.argsort(-value(solved), kind="stable")[:CLIMBS]]
-            found[name] += [(point, "solver") for point in (*climb(landscape, value, best), *solved)]
-        for name, pairs in found.items():
-            if pairs:
-                yield name, np.array([point for point, _ in pairs]), [source for _, source in pairs]
-
-    def _value(
-        self, points: Array, *, name: str, results: Results, models: Models, gain: Gained, known: Collection[bytes]
-    ) -> Array:
-        """What points promise after some results (points,); nothing if they are known."""
-        sources = ["solver"] * len(points)
-        some = self._training.first_rung(name, points, sources, results, self._table.damages[name])
-        is_new = np.array([point.tobytes() not in known for point in points])
-        value: Array = worth(self._the_yardstick, models, gain, some) * is_new
-        return value
-
-    def _worth_solving(self, results: Results) -> tuple[str, ...]:
-        """The original, and the two other architectures that the front holds most of."""
-        counts: dict[str, int] = {}
-        for result in results.front:
-            counts[result.architecture] = counts.get(result.architecture, 0) + 1
-        counts.pop(ORIGINAL, None)
-        others = sorted(counts, key=lambda name: (-counts[name], name))[:2]
-        return tuple(name for name in (ORIGINAL, *others) if len(self._landscapes[name].sites))
-
-    def _policies_told(self, results: Results) -> list[tuple[Mapping[str, float | str], list[float]]]:
-        """Policies and costs of the latest results that are final, and obey the constraints if any does."""
-        final = [
-            result
-            for number, result in sorted(results.by_number.items())
-            if number > 0 and result.record.trial.fidelity >= 1
-        ]
-        allowed = [result for result in final if self._the_yardstick.obeys(result.record.values)]
-        return [
-            (
-                self._policy_view.encode(result.architecture, result.point),
-                [objective.cost(result.record.values) for objective in self._problem.objectives],
-            )
-            for result in (allowed or final)[-LATEST_RESULTS:]
-        ]
 
     # -- beliefs -------------------------------------------------------------------------------------------------
 
@@ -508,7 +429,13 @@ class Guided(SearchStrategy):
         return models
 
     @property
-    def _policy_view(self) -> PolicySpace:
+    def _proposer(self) -> Proposer:
+        return Proposer(
+            self._problem, self._policies, self._policies_now, self._training, self._table.damages, self._the_yardstick
+        )
+
+    @property
+    def _policies_now(self) -> PolicySpace:
         if self._policy_space is None:
             self._policy_space = PolicySpace(self._landscapes, self._table.damages)
         return self._policy_space
@@ -523,11 +450,6 @@ class Guided(SearchStrategy):
         return self._yardstick
 
     # -- small things --------------------------------------------------------------------------------------------
-
-    @property
-    def _is_small(self) -> bool:
-        """True if all points can be looked at."""
-        return sum(math.prod(map(int, one.sizes)) for one in self._landscapes.values()) <= SMALL
 
     @property
     def _is_late(self) -> bool:

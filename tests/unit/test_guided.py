@@ -414,7 +414,7 @@ def test_tpe_learns_from_what_is_allowed(tmp_path: Path) -> None:
     final = [record for record in go(strategy, 20) if record.trial.fidelity >= 1]
     allowed = [record for record in final if record.values["latency_ms"] <= 0.45]
     assert 0 < len(allowed) < len(final)
-    assert len(strategy._policies_told(strategy._results)) == len(allowed)
+    assert len(strategy._proposer.told(strategy._results)) == len(allowed)
 
 
 def test_what_was_expected_of_a_trial_is_in_its_record(tmp_path: Path) -> None:
