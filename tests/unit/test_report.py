@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 from synthetic import baseline, complete, config, dropped, make_run, scored_on_device
 
+from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput
 from autocompress.plan import Plan, Step
 from autocompress.report import write_report
@@ -121,6 +122,19 @@ def test_time_is_counted_by_stage(directory: RunDirectory, tmp_path: Path) -> No
     assert "train 45 s" in text
     assert "looking at single changes 2 s" in text
     assert "Workers: 2, all together" in text
+
+
+@pytest.mark.parametrize(
+    ("executor", "cluster", "told"),
+    [
+        ("processes", Cluster(), "executor processes workers"),
+        ("ray", Cluster("head:6379", 0.5), "executor ray, at head:6379, GPUs per trial: 0.5 workers"),
+        ("ray", Cluster(None, 1, 4), "executor ray, 4 trainers per trial, GPUs per trainer: 1 workers"),
+    ],
+)
+def test_the_configuration_says_where_trials_ran(executor: str, cluster: Cluster, told: str, tmp_path: Path) -> None:
+    asked = replace(config(), executor=executor, cluster=cluster)
+    assert told in text_of(make_run(tmp_path / "run", config=asked), "configuration", tmp_path)
 
 
 def test_a_model_that_loses_a_point_is_within_a_point(directory: RunDirectory, tmp_path: Path) -> None:

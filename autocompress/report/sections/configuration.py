@@ -7,6 +7,7 @@ from html import escape
 from autocompress.duration import format_duration
 from autocompress.report.facts import RunFacts
 from autocompress.report.sections._base import SECTIONS, Section
+from autocompress.run_directory import RunConfig
 from autocompress.serialization import to_json
 
 
@@ -28,6 +29,7 @@ class Configuration(Section):
             "strategy": config.strategy,
             "budget": format_duration(config.budget_s) if config.budget_s else "no limit of time",
             "trials": f"at most {config.trials}" if config.trials else "no limit",
+            "executor": _executor(config),
             "workers": str(config.workers),
             "seed": str(config.seed),
             "study": f"{config.study} in {config.storage}" if config.storage else "study.journal",
@@ -40,3 +42,15 @@ class Configuration(Section):
             f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>\n'
             f"<details><summary>everything, as JSON</summary><pre>{escape(to_json(config, indent=2))}</pre></details>"
         )
+
+
+def _executor(config: RunConfig) -> str:
+    """Where trials ran, and what training took of a cluster."""
+    cluster, found = config.cluster, [config.executor]
+    if cluster.address:
+        found.append(f"at {cluster.address}")
+    if cluster.trainers_per_trial > 1:
+        found.append(f"{cluster.trainers_per_trial} trainers per trial")
+    if cluster.gpus_per_trial:
+        found.append(f"GPUs per {'trainer' if cluster.trainers_per_trial > 1 else 'trial'}: {cluster.gpus_per_trial:g}")
+    return ", ".join(found)
