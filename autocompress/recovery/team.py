@@ -6,7 +6,8 @@ is to be called by all of a team in the same order.
 
 Each trains on its part of every batch, and gradients are averaged by the sizes of the parts, so that a step is that of
 one process on the whole batch wherever the loss is a mean over samples. Not the same are dropout, which differs from
-process to process, and batch norm, which normalizes each part by itself, as torch's DistributedDataParallel does.
+process to process, batch norm, which normalizes each part by itself, as torch's DistributedDataParallel does, and the
+matching of inner layers, whose differences are relative to what the teacher says of each part.
 """
 
 from __future__ import annotations
