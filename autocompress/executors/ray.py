@@ -64,6 +64,8 @@ class RayExecutor(TrialExecutor):
         workers: Trials at the same time.
         threads: Threads, and CPUs of Ray, that one trial takes; fewer where no node has as many.
         cluster: Where to run.
+        takes_cpus: Whether tasks take CPUs of Ray; if not, they run beside what holds these, on any node, and see its
+            GPUs.
 
     Raises:
         InvalidInput: If Ray is not installed, the cluster can't be reached, or it has not the GPUs or the room for
@@ -73,7 +75,7 @@ class RayExecutor(TrialExecutor):
     name: ClassVar[str] = "ray"
     has_cluster: ClassVar[bool] = True
 
-    def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE) -> None:
+    def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE, *, takes_cpus: bool = True) -> None:
         connect(cluster.address)
         require_gpus(cluster.gpus_per_trial)
         threads, memory_bytes = fitting(threads, WORKER_BYTES)
@@ -83,8 +85,9 @@ class RayExecutor(TrialExecutor):
         self._shelf = start_shelf(self._run_id)
         hold()
         self._site = RaySite(self._run_id, threads=threads, crew=crew, search_node=search_node())
-        made = the_ray().remote(num_cpus=threads, memory=memory_bytes, max_retries=0, runtime_env=WITHOUT_GPUS)
-        self._task = made(work)
+        own = {"num_cpus": threads, "runtime_env": WITHOUT_GPUS}
+        options = own if takes_cpus else {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
+        self._task = the_ray().remote(memory=memory_bytes, max_retries=0, **options)(work)
         self._lock = threading.Lock()
         self._running: dict[Any, _Call] = {}
         self._kills = 0

@@ -144,11 +144,13 @@ class RaySite(Site):
         return self.crew.trainers == 1 and not self.crew.gpus
 
     def at_trainer(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in a process that has been given GPUs, or in several that train together.
+        """Call a function in a process that has been given GPUs, in several that train together, or in this one.
 
         Raises:
             DeviceUnavailable: If no nodes have had the room for too long.
         """
+        if self.trains_here:
+            return function(*args)
         name, crew = title(function, args), self.crew
         if crew.trainers > 1:
             tell = partial(self.log, Path(self.run))
@@ -211,8 +213,11 @@ def _device_need(profile: HardwareProfile) -> Need:
 
 @lru_cache(maxsize=1)
 def _stage_task() -> Any:
-    """The task of a stage; made once, since Ray keeps each that is made for as long as the search runs."""
-    return the_ray().remote(num_cpus=0, max_retries=0)(work)
+    """The task of a stage; made once, since Ray keeps each that is made for as long as the search runs.
+
+    It runs outside of the placement group of whoever asks, which has nothing for it.
+    """
+    return the_ray().remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(work)
 
 
 @lru_cache(maxsize=1)
