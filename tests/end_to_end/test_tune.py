@@ -60,9 +60,9 @@ def watch() -> Callable[[Mapping[str, Any]], None]:
     def watched(config: Mapping[str, Any]) -> None:
         real, left = FakeDevice.measure, Path(config["run"]) / "left"
 
-        def measure(*args: Any) -> Any:
+        def measure(*args: Any, **options: Any) -> Any:
             left.touch()
-            return real(*args)
+            return real(*args, **options)
 
         FakeDevice.measure = measure  # type: ignore[method-assign]
         trainable(config)
