@@ -119,6 +119,16 @@ def _is_left_over() -> bool:
     return not _answers(noted.read_text(encoding="utf-8").strip())
 
 
+def require_reached() -> None:
+    """Refuse to call a cluster that has been lost: Ray would start another one in this process.
+
+    Raises:
+        ConnectionError: If it has been.
+    """
+    if not the_ray().is_initialized():
+        raise ConnectionError("its connection has ended")
+
+
 def is_client() -> bool:
     """True if this process is no part of the cluster and reaches it by `ray://`."""
     return bool(the_ray().util.client.ray.is_connected())

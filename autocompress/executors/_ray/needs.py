@@ -11,7 +11,8 @@ from typing import Any
 
 from autocompress.duration import format_duration
 from autocompress.errors import DeviceUnavailable
-from autocompress.executors._ray.connecting import PATIENCE_S, nodes, the_ray
+from autocompress.executors._ray.connecting import PATIENCE_S, nodes, require_reached, the_ray
+from autocompress.executors._ray.losses import errors_of_lost
 
 LOOK_S = 2.0
 """Seconds between two looks at whether the cluster still has what is waited for."""
@@ -132,8 +133,9 @@ class Watch:
 
     def _look(self) -> None:
         was_met = True
-        with suppress(the_ray().exceptions.RayError, OSError):  # the cluster itself is gone, as calls will say
+        with suppress(OSError, *errors_of_lost()):  # the cluster itself is gone, as calls will say
             while not self._ended.wait(LOOK_S):
+                require_reached()
                 is_met = self._need.is_met() if self._is_wanted() else was_met
                 if is_met != was_met:
                     self._tell(self._need.told(is_met=is_met))

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from autocompress.executors._ray.connecting import NAMESPACE, the_ray
 from autocompress.executors._ray.folders import node_folder, occupy
-from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
+from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, given_up, loss, lost_cluster
 from autocompress.executors._ray.needs import Need, Patience, wait_for
 from autocompress.executors._ray.shelf import shelf_name
 from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, opened, title, work
@@ -163,6 +163,9 @@ class RaySite(Site):
             begin: Starts it and returns the reference to its outcome.
             name: Of the task.
             need: What a node has to have for it, if that may be gone.
+
+        Raises:
+            BrokenExecutor: If it was lost again and again, which is no loss: who asked does not begin it again.
         """
         ray = the_ray()
         for attempt in range(1, ATTEMPTS + 1):
@@ -173,8 +176,10 @@ class RaySite(Site):
                 return opened(ray.get(reference))
             except ray.exceptions.RayError as error:
                 reason = loss(error)
-                if not reason or attempt == ATTEMPTS:
+                if not reason:
                     raise
+                if attempt == ATTEMPTS:
+                    raise given_up(f"{name}: {reason}") from error
                 self.log(Path(self.run), f"{name}: {reason}; begun again")
                 time.sleep(PAUSE_S * attempt)
         raise AssertionError("the last attempt returned or raised")
@@ -190,7 +195,15 @@ class RaySite(Site):
         occupy(self._scratch)
 
     def _ask(self, method: str, *args: object) -> Any:
-        return the_ray().get(getattr(_shelf(self.run_id), method).remote(*args))
+        """Call the shelf.
+
+        Raises:
+            DeviceUnavailable: If it is gone, and with it the way to the files of the run.
+        """
+        try:
+            return the_ray().get(getattr(_shelf(self.run_id), method).remote(*args))
+        except the_ray().exceptions.ActorDiedError as error:
+            raise lost_cluster(error) from error
 
 
 def device_resource(profile: HardwareProfile) -> str:
@@ -223,4 +236,7 @@ def _training_task(gpus: float) -> Any:
 
 @lru_cache(maxsize=4)
 def _shelf(run_id: str) -> Any:
-    return the_ray().get_actor(shelf_name(run_id), namespace=NAMESPACE)
+    try:
+        return the_ray().get_actor(shelf_name(run_id), namespace=NAMESPACE)
+    except ValueError as error:
+        raise lost_cluster(error) from error

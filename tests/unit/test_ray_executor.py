@@ -1,0 +1,155 @@
+"""What the Ray executor makes of what happens to its tasks; the cluster is a stand-in."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from autocompress.errors import DeviceUnavailable
+from autocompress.executors._ray import losses, site
+from autocompress.executors._ray.losses import ATTEMPTS
+from autocompress.executors._ray.site import RaySite
+from autocompress.executors._ray.tasks import Outcome
+from autocompress.executors._ray.trainers import Crew
+from autocompress.executors.ray import RayExecutor
+from tests.fake_ray import FakeRay, exceptions
+
+LOST = exceptions.WorkerCrashedError()
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    """A cluster of one node."""
+    fake = FakeRay({"CPU": 4.0, "memory": 64e9})
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr("autocompress.executors._ray.connecting._is_left_over", lambda: False)
+    return fake
+
+
+@pytest.fixture
+def executor(ray: FakeRay) -> Iterator[RayExecutor]:
+    made = RayExecutor(2, 1)
+    yield made
+    made.shutdown(cancel_futures=True)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_lost_call_that_is_to_be_begun_again_holds_no_other_back(
+    ray: FakeRay, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autocompress.executors.ray.PAUSE_S", 30.0)
+    lost = [executor.submit(pow, 2, 3) for _ in range(3)]
+    other = executor.submit(pow, 2, 3)
+    for reference in ray.begun[:3]:
+        reference.end(LOST)
+    ray.begun[3].end(Outcome(8))
+    assert other.result(5) == 8
+    assert not any(future.done() for future in lost)
+
+
+def test_an_executor_that_is_shut_down_waits_for_lost_calls_too(ray: FakeRay) -> None:
+    executor = RayExecutor(2, 1)
+    future = executor.submit(pow, 2, 3)
+    ray.begun[0].end(LOST)
+    ending = threading.Thread(target=executor.shutdown)
+    ending.start()
+    wait_until(lambda: len(ray.begun) == 2)
+    ray.begun[1].end(Outcome(8))
+    ending.join(10)
+    assert (ending.is_alive(), future.result(0)) == (False, 8)
+
+
+def test_a_lost_call_is_not_begun_again_once_all_is_dropped(
+    ray: FakeRay, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = list[str]()
+    executor.tell = events.append
+    future = executor.submit(pow, 2, 3)
+    ray.begun[0].end(LOST)
+    wait_until(lambda: len(events) == 1)
+    executor.kill()
+    with pytest.raises(BrokenExecutor, match="dropped"):
+        future.result(5)
+    assert len(ray.begun) == 1
+
+
+def test_a_connection_that_breaks_is_no_fault_of_the_trials(ray: FakeRay, executor: RayExecutor) -> None:
+    """And nothing is asked of Ray afterwards, which would start a cluster of its own."""
+    future = executor.submit(pow, 2, 3)
+    ray.connected = False
+    ray.begun[0].end(ConnectionError("Failed to reconnect"))
+    for lost in (future, executor.submit(pow, 2, 3)):
+        with pytest.raises(DeviceUnavailable, match="Ray cluster: lost: "):
+            lost.result(5)
+    executor.kill()
+
+
+def test_files_that_can_not_be_fetched_are_no_fault_of_the_trial(ray: FakeRay, executor: RayExecutor) -> None:
+    def renew() -> None:
+        raise exceptions.ActorDiedError()
+
+    executor._mirror = SimpleNamespace(renew=renew)  # type: ignore[assignment]
+    future = executor.submit(pow, 2, 3)
+    ray.begun[0].end(Outcome(8))
+    with pytest.raises(DeviceUnavailable, match="Ray cluster: lost: "):
+        future.result(5)
+
+
+def test_an_argument_that_can_not_travel_is_told_by_its_call(
+    ray: FakeRay, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise TypeError("can't pickle")
+
+    monkeypatch.setattr(ray, "_begin", refuse)
+    monkeypatch.setattr(executor, "_task", ray.remote(pow))
+    with pytest.raises(TypeError, match="can't pickle"):
+        executor.submit(pow, 2, 3).result(5)
+
+
+def test_what_is_lost_each_time_is_begun_five_times_and_not_again_by_who_asked(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = list[str]()
+
+    def train_together(crew: Crew, name: str, *given: object) -> None:
+        begun.append(name)
+        raise exceptions.OutOfMemoryError("memory")
+
+    monkeypatch.setattr(site, "train_together", train_together)
+    monkeypatch.setattr(site, "PAUSE_S", 0.0)
+    monkeypatch.setattr(RaySite, "log", lambda *given: None)
+    with pytest.raises(BrokenExecutor, match="as its node ran out of memory, 5 times in a row") as caught:
+        RaySite("test", crew=Crew(2)).at_trainer(lambda: None)
+    assert len(begun) == ATTEMPTS
+    assert not losses.loss(caught.value)
+
+
+@pytest.mark.parametrize("error", [exceptions.ActorDiedError(), ValueError("Failed to look up actor")])
+def test_a_shelf_that_is_gone_ends_the_search_and_fails_no_trial(
+    ray: FakeRay, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_actor(name: str, namespace: str) -> SimpleNamespace:
+        if isinstance(error, ValueError):
+            raise error
+        return SimpleNamespace(log=SimpleNamespace(remote=lambda *given: None))
+
+    def get(reference: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "get_actor", get_actor, raising=False)
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(DeviceUnavailable, match="Ray cluster: lost: "):
+        RaySite(f"gone {error}").log(None, "line")  # type: ignore[arg-type]
