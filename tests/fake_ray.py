@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from autocompress.executors._ray import connecting
 
 exceptions = pytest.importorskip("ray").exceptions
 
@@ -111,3 +114,12 @@ class FakeRay:
 
     def kill(self, actor: Actor) -> None:
         assert self.connected, "Ray would start a cluster"
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> FakeRay:
+    """Have a cluster of some nodes in place of Ray, for a test."""
+    fake = FakeRay(*nodes)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(connecting, "_CONNECTION", connecting._Connection())
+    monkeypatch.setattr(connecting, "_is_left_over", lambda: False)
+    return fake

@@ -24,9 +24,11 @@ from autocompress.executors._ray.connecting import (
     hold,
     is_client,
     node_cpus,
+    nodes,
     release,
     require_gpus,
     require_reached,
+    room_in,
     search_node,
     the_ray,
     threads_for,
@@ -40,6 +42,9 @@ from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome, title, work
 from autocompress.executors._ray.trainers import Crew
 
 T = TypeVar("T")
+
+BESIDE_GPUS = 2
+"""Trials for each that GPUs have room for: one is built or measured while another trains."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,19 @@ class RayExecutor(TrialExecutor):
 
     @classmethod
     def usual_workers(cls, cluster: Cluster, *, takes_wall_time: bool) -> int:
-        """One for each CPU that the cluster has now, or for as many as a trial's trainers take.
+        """As many as the cluster has CPUs, memory and, if they train on some, GPUs for now, with all of their trainers.
 
         One alone where timing would suffer, as all is one machine.
         """
         connect(cluster.address)
-        cpus = node_cpus()
-        return 1 if takes_wall_time and len(cpus) == 1 else max(1, sum(cpus) // cluster.trainers_per_trial)
+        if takes_wall_time and len(node_cpus()) == 1:
+            return 1
+        found, (cpus, memory_bytes) = nodes(), fitting(1, WORKER_BYTES)
+        room = sum(room_in(node, {"CPU": cpus, "memory": memory_bytes}) for node in found)
+        if cluster.gpus_per_trial:
+            trainers = sum(room_in(node, {"CPU": 1.0, "GPU": cluster.gpus_per_trial}) for node in found)
+            room = min(room, BESIDE_GPUS * trainers)
+        return max(1, room // cluster.trainers_per_trial)
 
     @classmethod
     def usual_threads(cls, workers: int, cluster: Cluster) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from autocompress.executors._ray.site import RaySite
 from autocompress.executors._ray.tasks import Outcome
 from autocompress.executors._ray.trainers import Crew
 from autocompress.executors.ray import RayExecutor
-from tests.fake_ray import FakeRay, exceptions
+from tests.fake_ray import FakeRay, exceptions, stand_in
 
 LOST = exceptions.WorkerCrashedError()
 
@@ -26,10 +25,7 @@ LOST = exceptions.WorkerCrashedError()
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     """A cluster of one node."""
-    fake = FakeRay({"CPU": 4.0, "memory": 64e9})
-    monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setattr("autocompress.executors._ray.connecting._is_left_over", lambda: False)
-    return fake
+    return stand_in(monkeypatch, {"CPU": 4.0, "memory": 64e9})
 
 
 @pytest.fixture

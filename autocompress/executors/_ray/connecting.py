@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,13 +198,14 @@ def _rooms() -> list[tuple[int, float]]:
 def require_gpus(count: float) -> None:
     """Refuse to wait for GPUs that the cluster does not have.
 
+    Where no node has a CPU yet, as on a cluster that grows when it is asked to, they may come.
+
     Raises:
         InvalidInput: If it has none, or no node has as many.
     """
-    if not count:
-        return
-    most = max((node.get("GPU", 0.0) for node in nodes()), default=0.0)
-    if count > most:
+    found = nodes()
+    most = max((node.get("GPU", 0.0) for node in found), default=0.0)
+    if count > most and has_processors(found):
         raise InvalidInput(
             f"gpus per trial {count:g}: no node of the cluster has more than {most:g}; ask for fewer, or start nodes "
             "with more (ray start --num-gpus N)"
@@ -219,10 +221,10 @@ def fitting_trainers(cluster: Cluster, threads: int) -> int:
         InvalidInput: If the cluster has no room for so many trainers of one CPU each.
     """
     found, gpus = nodes(), cluster.gpus_per_trial
-    if cluster.trainers_per_trial == 1 or not any(node.get("CPU", 0) >= 1 for node in found):
+    if cluster.trainers_per_trial == 1 or not has_processors(found):
         return threads
     for cpus in range(threads, 0, -1):
-        room = sum(_room(node, cpus, gpus) for node in found)
+        room = sum(room_in(node, {"CPU": cpus, "GPU": gpus}) for node in found)
         if room >= cluster.trainers_per_trial:
             return cpus
     each = f"a CPU and {gpus:g} GPUs" if gpus else "a CPU"
@@ -232,13 +234,20 @@ def fitting_trainers(cluster: Cluster, threads: int) -> int:
     )
 
 
-def _room(node: dict[str, float], cpus: int, gpus: float) -> int:
-    """How many processes of so many CPUs and GPUs fit into a node; a part of a GPU is of a single one."""
-    room = int(node.get("CPU", 0) // cpus)
-    if not gpus:
-        return room
-    own = node.get("GPU", 0)
-    return min(room, int(own // gpus) if gpus >= 1 else int(own) * int(1 / gpus + 1e-9))
+def room_in(node: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    """How many times a node has all of some resources, above zero; a part of a GPU is of a single one."""
+    return min(_times(node.get(name, 0.0), least, name) for name, least in needed.items() if least)
+
+
+def _times(has: float, least: float, name: str) -> int:
+    if name == "GPU" and least < 1:
+        return int(has) * _times(1.0, least, "part of one")
+    return int(has / least + 1e-9)
+
+
+def has_processors(found: Iterable[Mapping[str, float]]) -> bool:
+    """Whether any of some nodes has a CPU."""
+    return any(node.get("CPU", 0.0) >= 1 for node in found)
 
 
 def nodes() -> list[dict[str, float]]:

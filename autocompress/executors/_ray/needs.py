@@ -11,7 +11,7 @@ from typing import Any
 
 from autocompress.duration import format_duration
 from autocompress.errors import DeviceUnavailable
-from autocompress.executors._ray.connecting import PATIENCE_S, nodes, require_reached, the_ray
+from autocompress.executors._ray.connecting import PATIENCE_S, nodes, require_reached, room_in, the_ray
 from autocompress.executors._ray.losses import errors_of_lost
 
 LOOK_S = 2.0
@@ -43,11 +43,7 @@ class Need:
 
     def is_met(self) -> bool:
         """Whether the nodes have all of it, though others may be using it."""
-        return sum(map(self._room, nodes())) >= self.count
-
-    def _room(self, node: Mapping[str, float]) -> int:
-        """How many times a node has all of it."""
-        return min(int(node.get(name, 0.0) / least + 1e-9) for name, least in self.resources.items() if least)
+        return sum(room_in(node, self.resources) for node in nodes()) >= self.count
 
     def told(self, *, is_met: bool) -> str:
         """What there is to tell when no node has it any more, or when one has it again."""
