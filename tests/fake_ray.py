@@ -12,8 +12,6 @@ import pytest
 
 from autocompress.executors._ray import connecting
 
-exceptions = pytest.importorskip("ray").exceptions
-
 
 class Reference:
     """A call of a task, which waits for its end."""
@@ -60,9 +58,8 @@ class FakeRay:
         nodes: Resources of the nodes.
     """
 
-    exceptions = exceptions
-
     def __init__(self, *nodes: dict[str, float]) -> None:
+        self.exceptions = pytest.importorskip("ray").exceptions
         self.has = list(nodes)
         self.begun = list[Reference]()
         self.connected = False

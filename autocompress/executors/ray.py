@@ -83,13 +83,17 @@ class RayExecutor(TrialExecutor):
 
     def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE) -> None:
         connect(cluster.address)
-        require_gpus(cluster.gpus_per_trial)
-        threads, memory_bytes = fitting(threads, WORKER_BYTES)
-        crew = Crew(cluster.trainers_per_trial, fitting_trainers(cluster, threads), cluster.gpus_per_trial)
-        super().__init__(workers, threads, cluster)
-        self._run_id = uuid.uuid4().hex[:12]
-        self._shelf = start_shelf(self._run_id)
         hold()
+        try:
+            require_gpus(cluster.gpus_per_trial)
+            threads, memory_bytes = fitting(threads, WORKER_BYTES)
+            crew = Crew(cluster.trainers_per_trial, fitting_trainers(cluster, threads), cluster.gpus_per_trial)
+            self._run_id = uuid.uuid4().hex[:12]
+            self._shelf = start_shelf(self._run_id)
+        except BaseException:
+            release()
+            raise
+        super().__init__(workers, threads, cluster)
         self._site = RaySite(self._run_id, threads=threads, crew=crew, search_node=search_node())
         made = the_ray().remote(num_cpus=threads, memory=memory_bytes, max_retries=0, runtime_env=WITHOUT_GPUS)
         self._task = made(work)

@@ -6,19 +6,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from autocompress.errors import DeviceUnavailable
+import autocompress
+from autocompress.cluster import Cluster
+from autocompress.errors import DeviceUnavailable, InvalidInput
 from autocompress.executors._ray import losses, site
+from autocompress.executors._ray.connecting import connect
 from autocompress.executors._ray.losses import ATTEMPTS
 from autocompress.executors._ray.site import RaySite
 from autocompress.executors._ray.tasks import Outcome
 from autocompress.executors._ray.trainers import Crew
 from autocompress.executors.ray import RayExecutor
-from tests.fake_ray import FakeRay, exceptions, stand_in
+from tests.fake_ray import FakeRay, stand_in
 
+exceptions = pytest.importorskip("ray").exceptions
 LOST = exceptions.WorkerCrashedError()
 
 
@@ -79,6 +84,44 @@ def test_a_lost_call_is_not_begun_again_once_all_is_dropped(
     with pytest.raises(BrokenExecutor, match="dropped"):
         future.result(5)
     assert len(ray.begun) == 1
+
+
+@pytest.mark.parametrize("asked", [Cluster(gpus_per_trial=8), Cluster(trainers_per_trial=9)])
+def test_who_is_refused_leaves_no_ray_behind(ray: FakeRay, asked: Cluster) -> None:
+    with pytest.raises(InvalidInput, match="per trial"):
+        RayExecutor(1, 1, asked)
+    assert (ray.addresses, ray.connected) == ([None], False)
+
+
+def test_a_search_that_is_refused_never_begins_ray(ray: FakeRay, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for wrong in ({"output": tmp_path}, {"storage": "nowhere://"}, {"workers": 0}):
+        with pytest.raises(InvalidInput):
+            autocompress.search("task.py", trials=1, executor="ray", **wrong)  # type: ignore[arg-type]
+    assert not ray.addresses
+
+
+def test_another_cluster_than_asked_for_is_refused(ray: FakeRay) -> None:
+    """As another part of the program has reached it."""
+    ray.init("10.0.0.1:6379")
+    for same in (None, "auto", "10.0.0.1:6379", "127.0.0.1:6379"):
+        connect(same)
+    for other in ("10.0.0.2:6379", "10.0.0.1:6380", "ray://10.0.0.1:6379", "local"):
+        with pytest.raises(InvalidInput, match=rf"{other}: this process is connected to 10\.0\.0\.1:6379 already"):
+            connect(other)
+    assert len(ray.addresses) == 1
+
+
+def test_an_address_of_a_client_is_compared_with_that_of_its_server(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.init("ray://10.0.0.1:10001")
+    client = SimpleNamespace(is_connected=lambda: True, worker=SimpleNamespace(_conn_str="10.0.0.1:10001"))
+    monkeypatch.setattr(ray.util.client, "ray", client)
+    connect("ray://10.0.0.1:10001")
+    for other in ("ray://10.0.0.2:10001", "10.0.0.1:10001"):
+        with pytest.raises(InvalidInput, match=r"connected to ray://10\.0\.0\.1:10001 already"):
+            connect(other)
 
 
 def test_a_connection_that_breaks_is_no_fault_of_the_trials(ray: FakeRay, executor: RayExecutor) -> None:
