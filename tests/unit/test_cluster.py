@@ -162,6 +162,18 @@ def test_a_mirror_has_what_workers_make_and_make_anew_and_drops_what_the_search_
     assert (shelf.names(), whole_files(ours)) == ({"a.onnx"}, {"a.onnx"})
 
 
+def test_a_mirror_brings_to_the_shelf_what_nodes_that_see_the_folder_make(shelf: Shelf, tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run")
+    ours = directory.path / "artifacts"
+    mirrored = mirror.Mirror(AtHand(shelf), directory.path)
+    (ours / "a.onnx").write_bytes(b"ours")
+    mirrored.renew()
+    assert shelf.get("a.onnx") == b"ours"
+    shelf.drop("a.onnx")
+    mirrored.renew()
+    assert (shelf.names(), whole_files(ours)) == (frozenset(), frozenset())
+
+
 def test_a_mirror_fetches_nothing_twice(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, fetched = RunDirectory.create(tmp_path / "run"), list[str]()
     (directory.path / "artifacts" / "a.onnx").write_bytes(b"ours")
@@ -191,6 +203,7 @@ def test_a_run_directory_stays_when_its_shelf_ends(tmp_path: Path) -> None:
     shelf = Shelf()
     shelf.begin(str(tmp_path / "run"))
     shelf.put("a.onnx", b"model")
+    assert shelf.new_lines() == ()
     shelf.end()
     assert shelf.get("a.onnx") == b"model"
 
