@@ -212,7 +212,7 @@ class RayExecutor(TrialExecutor):
             if self._mirror is not None:
                 require_reached()
                 self._mirror.renew()
-            done.result().settle(call.future)
+            done.result().pass_on_to(call.future)
 
     def _say(self, event: str) -> None:
         """Tell whoever listens by now."""

@@ -12,7 +12,7 @@ from ray import tune
 
 from autocompress import worker
 from autocompress.errors import DeviceUnavailable, one_line
-from autocompress.executors import settle
+from autocompress.executors import prepare_process
 from autocompress.loop import UNFORESEEN
 from autocompress.record import Record
 from autocompress.run_directory import RunDirectory
@@ -34,7 +34,7 @@ def trainable(config: Mapping[str, Any]) -> None:
     the place of each, as Tune wants its metric of all: what a model half trained scores is not what it is worth. One
     that has its record already, which Tune had no time to note, is not repeated.
     """
-    settle(_threads())
+    prepare_process(_threads())
     tune.report(_outcome(Path(config["run"]), int(config["number"])))
 
 

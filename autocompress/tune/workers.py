@@ -71,7 +71,7 @@ class RayWorkers(TrialExecutor):
         if failed is not None:
             future.set_exception(failed)
         else:
-            done.result().settle(future)
+            done.result().pass_on_to(future)
 
 
 class _Worker:

@@ -26,7 +26,7 @@ from autocompress.executors._ray.folders import OF_NODE
 from autocompress.executors._ray.losses import loss
 from autocompress.executors._ray.meter import at_once
 from autocompress.executors._ray.site import RaySite
-from autocompress.executors._ray.tasks import WITHOUT_GPUS, opened
+from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome
 from autocompress.executors._ray.trainers import Crew, train_together
 from autocompress.executors.ray import RayExecutor
 from autocompress.record import TAKEN_UP
@@ -298,7 +298,8 @@ def require_all_cpus_free() -> None:
 
 
 def together(crew: Crew, function: Callable[..., Any]) -> Any:
-    return opened(ray.get(train_together(crew, "test", function, (), print), timeout=120))
+    outcome: Outcome = ray.get(train_together(crew, "test", function, (), print), timeout=120)
+    return outcome.unwrapped()
 
 
 @pytest.mark.usefixtures("connected")

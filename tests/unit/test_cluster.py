@@ -16,7 +16,7 @@ from autocompress.executors import EXECUTORS
 from autocompress.executors._ray import connecting, folders, mirror
 from autocompress.executors._ray.needs import Need
 from autocompress.executors._ray.shelf import Shelf, whole_files
-from autocompress.executors._ray.tasks import opened, title, work
+from autocompress.executors._ray.tasks import title, work
 from autocompress.formats import onnx_runtime
 from autocompress.formats.onnx_export import export
 from autocompress.pipeline import Workbench
@@ -77,7 +77,7 @@ def test_the_title_of_a_call_tells_trial_and_plan() -> None:
 def test_an_error_of_a_call_comes_back_with_its_traceback() -> None:
     outcome = work(fail, (TaskFailed("the model raised", "Traceback"),), 1)
     with pytest.raises(TaskFailed, match="the model raised") as caught:
-        opened(outcome)
+        outcome.unwrapped()
     assert "in fail" in str(caught.value.__cause__)
 
 
@@ -87,7 +87,7 @@ def test_an_error_that_can_not_travel_comes_as_its_text() -> None:
             raise TypeError("not me")
 
     with pytest.raises(RuntimeError, match="Stubborn: no"):
-        opened(work(fail, (Stubborn("no"),), 1))
+        work(fail, (Stubborn("no"),), 1).unwrapped()
 
 
 def test_a_shelf_has_the_files_of_a_run(tmp_path: Path) -> None:

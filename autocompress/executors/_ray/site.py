@@ -16,8 +16,8 @@ from autocompress.executors._ray.folders import node_folder, occupy
 from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, given_up, loss, lost_cluster
 from autocompress.executors._ray.needs import Need, Patience, wait_for
 from autocompress.executors._ray.shelf import shelf_name
-from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, opened, title, work
-from autocompress.executors._ray.trainers import ALONE, Crew, train_together
+from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, title, work
+from autocompress.executors._ray.trainers import ONE_TRAINER, Crew, train_together
 from autocompress.profile import HardwareProfile
 from autocompress.serialization import write_atomically
 from autocompress.site import Site
@@ -49,7 +49,7 @@ class RaySite(Site):
     run: str = ""
     search_node: str = ""
     threads: int = 1
-    crew: Crew = ALONE
+    crew: Crew = ONE_TRAINER
     declared: frozenset[str] = frozenset()
 
     @property
@@ -173,7 +173,7 @@ class RaySite(Site):
                 reference = begin()
                 if need is not None:
                     wait_for(reference, Patience(need, partial(self.log, Path(self.run))))
-                return opened(ray.get(reference))
+                return ray.get(reference).unwrapped()
             except ray.exceptions.RayError as error:
                 reason = loss(error)
                 if not reason:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from autocompress.errors import DeviceUnavailable, InvalidInput, TeamBroken, one_line
-from autocompress.executors._base import settle
+from autocompress.executors._base import prepare_process
 from autocompress.executors._ray.connecting import the_ray
 from autocompress.executors._ray.needs import LOOK_S, TRAINER_WAIT_S, Need, Patience, quantity
 from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, Outcome, hide_gpus, work
@@ -65,7 +65,7 @@ class Crew:
         )
 
 
-ALONE = Crew()
+ONE_TRAINER = Crew()
 """One process, on processors."""
 
 
@@ -101,7 +101,7 @@ class Team:
     """
 
     def __init__(self, trial: int) -> None:
-        threading.Thread(target=_end_with, args=(trial,), daemon=True).start()
+        threading.Thread(target=_end_after, args=(trial,), daemon=True).start()
 
     def train(
         self, crew: Crew, name: str, function: Callable[..., Any], args: tuple[Any, ...], tell: Callable[[str], None]
@@ -150,7 +150,7 @@ class Trainer:
     def prepare(self, threads: int) -> bool:
         """Load what training needs; returns whether this process can exchange data by NCCL."""
         hide_gpus()
-        settle(threads)
+        prepare_process(threads)
         import torch
         import torch.distributed as dist
 
@@ -190,8 +190,8 @@ class Trainer:
         return work(function, args, threads)
 
 
-def _end_with(number: int) -> None:
-    """End this process with another one of this machine, and at once: Ray ends what it has started."""
+def _end_after(number: int) -> None:
+    """End this process as soon as another one of this machine has ended: Ray ends what it has started."""
     import psutil  # that of Ray
 
     with suppress(psutil.NoSuchProcess):
