@@ -21,6 +21,7 @@ from autocompress.executors._ray.site import RaySite
 from autocompress.executors._ray.tasks import Outcome
 from autocompress.executors._ray.trainers import Crew
 from autocompress.executors.ray import RayExecutor
+from autocompress.run_directory import RunDirectory
 from tests.fake_ray import FakeRay, stand_in
 
 exceptions = pytest.importorskip("ray").exceptions
@@ -174,6 +175,21 @@ def test_what_is_lost_each_time_is_begun_five_times_and_not_again_by_who_asked(
         RaySite("test", crew=Crew(2)).at_trainer(lambda: None)
     assert len(begun) == ATTEMPTS
     assert not losses.loss(caught.value)
+
+
+def test_a_process_that_works_with_copies_stays_with_them(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Though the run directory is mounted later."""
+    asked = list[str]()
+    monkeypatch.setattr(RaySite, "_ask", lambda self, method, *given: asked.append(method))
+    run, file = RunDirectory.create(tmp_path / "run").path, tmp_path / "copy.onnx"
+    file.write_bytes(b"model")
+    place = RaySite("test", run=str(run))
+    place.share(file)
+    place.marker.touch()
+    place.share(file)
+    assert asked == ["put", "put"]
 
 
 @pytest.mark.parametrize("error", [exceptions.ActorDiedError(), ValueError("Failed to look up actor")])

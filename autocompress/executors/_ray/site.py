@@ -59,7 +59,7 @@ class RaySite(Site):
 
     @property
     def _is_at_hand(self) -> bool:
-        return bool(self.run) and self.marker.exists()
+        return bool(self.run) and _sees(str(self.marker))
 
     def directory(self, run: Path) -> Path:
         """The run directory, or a folder of this node whose files are those of it that were needed here."""
@@ -220,6 +220,12 @@ def _device_need(profile: HardwareProfile) -> Need:
         advice=f"start one with ray start --resources '{{\"{resource}\": 1}}'",
         wait_s=profile.wait_s,
     )
+
+
+@lru_cache(maxsize=4)
+def _sees(marker: str) -> bool:
+    """Whether this machine has the file; asked once, as a process that works with copies is to stay with them."""
+    return Path(marker).exists()
 
 
 @lru_cache(maxsize=1)
