@@ -49,8 +49,13 @@ BESIDE_GPUS = 2
 
 @dataclass(frozen=True)
 class _Call:
-    """A call that was submitted: `kills` counts the kills before it (a later one drops it), `attempt` how often it was
-    begun.
+    """A call that was submitted.
+
+    Args:
+        future: What came of it.
+        function, args: The call.
+        kills: How often all work had been ended before; once more drops it.
+        attempt: How often it has been begun.
     """
 
     future: Future[Any]

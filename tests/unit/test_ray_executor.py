@@ -14,15 +14,16 @@ import pytest
 import autocompress
 from autocompress.cluster import Cluster
 from autocompress.errors import DeviceUnavailable, InvalidInput
-from autocompress.executors._ray import losses, site
+from autocompress.executors._ray import losses, site, trainers
 from autocompress.executors._ray.connecting import connect
 from autocompress.executors._ray.losses import ATTEMPTS
+from autocompress.executors._ray.needs import Patience
 from autocompress.executors._ray.site import RaySite
 from autocompress.executors._ray.tasks import Outcome
 from autocompress.executors._ray.trainers import Crew
 from autocompress.executors.ray import RayExecutor
 from autocompress.run_directory import RunDirectory
-from tests.fake_ray import FakeRay, stand_in
+from tests.fake_ray import Actor, FakeRay, stand_in
 
 exceptions = pytest.importorskip("ray").exceptions
 LOST = exceptions.WorkerCrashedError()
@@ -190,6 +191,17 @@ def test_a_process_that_works_with_copies_stays_with_them(
     place.marker.touch()
     place.share(file)
     assert asked == ["put", "put"]
+
+
+def test_trainers_whose_node_dies_before_they_begin_are_waited_for_no_longer_than_others(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew, told = Crew(2, gpus=1.0), list[str]()
+    ray.connected = True
+    monkeypatch.setattr(ray, "wait", lambda references, **options: ([], references))
+    with pytest.raises(DeviceUnavailable, match="no node of the cluster has had 1 GPU and 1 CPU for each of 2"):
+        trainers._introduce([Actor(), Actor()], crew, Patience(crew.need, told.append))
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("error", [exceptions.ActorDiedError(), ValueError("Failed to look up actor")])

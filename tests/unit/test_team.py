@@ -147,9 +147,12 @@ def test_a_team_gets_the_weights_that_one_gets_alone(members: Team, count: int, 
     assert not close(first, weights_of(Plain()))
 
 
-def test_penalties_and_inner_layers_count_once(members: Team) -> None:
+def test_penalties_count_once(members: Team) -> None:
     recovery = replace(TAUGHT, penalty="group_lasso", penalty_weight=0.01)
     assert close(members(plain, 24, 12, "arrays", recovery)[0], plain(24, 12, "arrays", recovery))
+
+
+def test_a_team_agrees_where_inner_layers_are_taught(members: Team) -> None:
     taught = replace(TAUGHT, feature_weight=1.0)
     first, *others = members(plain, 24, 12, "arrays", taught)
     assert all(same(first, other) for other in others)
