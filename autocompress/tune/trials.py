@@ -13,7 +13,7 @@ from ray import tune
 
 from autocompress import worker
 from autocompress.errors import DeviceUnavailable, one_line
-from autocompress.executors import settle
+from autocompress.executors import prepare_process
 from autocompress.loop import UNFORESEEN
 from autocompress.record import Record
 from autocompress.run_directory import RunDirectory
@@ -38,7 +38,7 @@ def trainable(config: Mapping[str, Any]) -> None:
     given = tune.get_context().get_trial_resources()
     if not given.required_resources.get("GPU"):  # Ray hides none from it
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    settle(max(1, int(given.head_cpus)))
+    prepare_process(max(1, int(given.head_cpus)))
     tune.report(_outcome(Path(config["run"]), int(config["number"])))
 
 
