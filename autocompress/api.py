@@ -146,14 +146,19 @@ def search(
         seed=seed,
         score_on_device=score_on_device,
     )
-    workers = _workers(workers, executor, request.profiles, cluster)
-    request = replace(request, workers=workers, executor=executor, cluster=cluster)
+    EXECUTORS[executor]
+    _positive("workers", workers)
     if output is not None:
         RunDirectory.require_free(Path(output))
     database = _database(storage)
     if database is not None:
         database.require_usable()
-    with sent(task) as source, Interrupts() as interrupts, _pool(executor, request.workers, cluster, source) as pool:
+    with (
+        sent(task) as source,
+        Interrupts() as interrupts,
+        _pool(executor, workers, request.profiles, cluster, source) as pool,
+    ):
+        request = replace(request, workers=pool.workers, executor=executor, cluster=cluster)
         means = Means(pool, source, interrupts, observer, database)
         description = describe(means, request.space)
         config = make_config(request, description, source)
@@ -204,15 +209,17 @@ def resume(
         raise InvalidInput(f"run {path}: its task was given as an object; give resume(..., task=...) the same again")
     asked = {"address": address, "gpus_per_trial": gpus_per_trial, "trainers_per_trial": trainers_per_trial}
     cluster = _resumed_cluster(config, executor, asked)
-    keeps_workers = workers is None and executor in (None, config.executor)
+    _positive("workers", workers)
+    if workers is None and executor in (None, config.executor):
+        workers = config.workers
     executor = executor or config.executor
+    EXECUTORS[executor]
     config = replace(
         config,
         executor=executor,
         cluster=cluster,
         budget_s=_budget_s(budget, trials) if budget is not None else config.budget_s,
         trials=_positive("trials", trials) or config.trials,
-        workers=config.workers if keeps_workers else _workers(workers, executor, config.profiles, cluster),
         score_on_device=config.score_on_device if score_on_device is None else score_on_device,
     )
     database = _database(config.storage if storage is None else storage)
@@ -227,8 +234,9 @@ def resume(
         with (
             sent(task) as source,
             Interrupts() as interrupts,
-            _pool(executor, config.workers, cluster, source) as pool,
+            _pool(executor, workers, config.profiles, cluster, source) as pool,
         ):
+            config = replace(config, workers=pool.workers)
             means = Means(pool, source, interrupts, observer, database)
             description = describe(means, config.space)
             require_same(config, description, path, accept_changes=accept_changes)
@@ -588,9 +596,24 @@ def _threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _pool(executor: str, workers: int, cluster: Cluster, source: TaskSource) -> Iterator[TrialExecutor]:
-    """An executor whose workers can load a task; it is gone afterwards, at once if something went wrong."""
+def _pool(
+    executor: str,
+    workers: int | None,
+    profiles: Sequence[HardwareProfile],
+    cluster: Cluster,
+    source: TaskSource,
+) -> Iterator[TrialExecutor]:
+    """An executor whose workers can load a task; it is gone afterwards, at once if something went wrong.
+
+    Args:
+        executor: Its name.
+        workers: Trials at the same time; None for as many as can be, on the cluster as it is now.
+        profiles: What models are measured on.
+        cluster: Where to run.
+        source: The task.
+    """
     kind = EXECUTORS[executor]
+    workers = _workers(workers, executor, profiles, cluster)
     pool = kind(workers, kind.usual_threads(workers, cluster) or _threads_per_trial(workers), cluster)
     try:
         if source.file:

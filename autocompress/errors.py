@@ -9,7 +9,7 @@ AutocompressError
 ├── RecoveryFailed        fine-tuning gave no usable weights
 ├── ConversionError       an export that failed or disagrees with its source
 ├── MeasurementError      a model that can't be timed or run by its runtime
-├── DeviceUnavailable     no device to measure on, or to train on where a cluster has lost its GPUs
+├── DeviceUnavailable     nothing to measure or to train on: a device, or the cluster, is gone
 ├── SearchFailed          a search that can't get anywhere: every trial fails the same way
 └── TeamBroken            processes that train together lost one another; begun again, like work that a lost node took
 """
@@ -76,7 +76,7 @@ class MeasurementError(AutocompressError):
 
 
 class DeviceUnavailable(AutocompressError):
-    """The device to measure on is missing, busy for too long, or lost; or those that a cluster trained on are."""
+    """Nothing to measure or to train on: a device, or the cluster, is missing, busy for too long, or gone."""
 
 
 class SearchFailed(AutocompressError):

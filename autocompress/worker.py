@@ -22,7 +22,7 @@ from autocompress.space import SearchSpace
 from autocompress.task_source import TaskSource
 
 if TYPE_CHECKING:
-    from autocompress.pipeline import Workbench
+    from autocompress.pipeline import Trained, Workbench
     from autocompress.task import Task
 
 
@@ -177,11 +177,11 @@ def measure_together(
     return remeasure(records, _bench(assignment), baseline, max_cpu_s)
 
 
-def train(assignment: Assignment, trial: Trial) -> None:
+def train(assignment: Assignment, trial: Trial) -> Trained:
     """Train a trial for another worker, which takes its weights up."""
     from autocompress.pipeline import train
 
-    train(trial, _bench(assignment))
+    return train(trial, _bench(assignment))
 
 
 def _bench(assignment: Assignment) -> Workbench:

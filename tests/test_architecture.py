@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "autocompress"
 LAYERS = {
     0: {"errors", "registry", "resources", "serialization", "duration", "interrupts", "user_code"},
     1: {"space", "plan", "student", "task", "objective", "artifact", "profile", "record", "front", "data", "doubt"}
-    | {"cluster", "landscape", "machine_events", "measurement", "point", "probe", "run_directory", "screen"}
+    | {"cluster", "exchange", "landscape", "machine_events", "measurement", "point", "probe", "run_directory", "screen"}
     | {"site", "snapshot", "study_trials", "task_source"},
     2: {"graph"},
     3: {"methods", "recovery", "formats", "devices", "executors"},

@@ -80,7 +80,7 @@ def _keep_silent(event: str) -> None:
     """Tell nobody."""
 
 
-def settle(threads: int) -> None:
+def prepare_process(threads: int) -> None:
     """Make a process ready for trials.
 
     Args:

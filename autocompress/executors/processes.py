@@ -18,7 +18,7 @@ import loky.backend.resource_tracker
 from loky import ProcessPoolExecutor
 
 from autocompress.cluster import ALONE, Cluster
-from autocompress.executors._base import EXECUTORS, TrialExecutor, settle
+from autocompress.executors._base import EXECUTORS, TrialExecutor, prepare_process
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def _start_worker(driver: int, threads: int, slot: int) -> None:
     threading.Thread(target=_end_with, args=(driver,), daemon=True).start()
     import torch
 
-    settle(threads)
+    prepare_process(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())
     if sys.platform == "linux":  # a DataLoader of the task may start processes; loky's own way needs loky's classes

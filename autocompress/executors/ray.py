@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 import uuid
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,13 +24,16 @@ from autocompress.executors._ray.connecting import (
     hold,
     is_client,
     node_cpus,
+    nodes,
     release,
     require_gpus,
+    require_reached,
+    room_in,
     search_node,
     the_ray,
     threads_for,
 )
-from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
+from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, cause_of, errors_of_lost, given_up, loss
 from autocompress.executors._ray.mirror import Mirror
 from autocompress.executors._ray.needs import Need, Watch, quantity
 from autocompress.executors._ray.shelf import end_shelf, start_shelf
@@ -40,10 +43,20 @@ from autocompress.executors._ray.trainers import Crew
 
 T = TypeVar("T")
 
+BESIDE_GPUS = 2
+"""Trials for each that GPUs have room for: one is built or measured while another trains."""
+
 
 @dataclass(frozen=True)
 class _Call:
-    """One call, after how many kills it was made, and how often it has been begun."""
+    """A call that was submitted.
+
+    Args:
+        future: What came of it.
+        function, args: The call.
+        kills: How often all work had been ended before; once more drops it.
+        attempt: How often it has been begun.
+    """
 
     future: Future[Any]
     function: Callable[..., Any]
@@ -64,6 +77,8 @@ class RayExecutor(TrialExecutor):
         workers: Trials at the same time.
         threads: Threads, and CPUs of Ray, that one trial takes; fewer where no node has as many.
         cluster: Where to run.
+        takes_cpus: Whether tasks take CPUs of Ray; if not, they run beside what holds these, on any node, and see its
+            GPUs.
 
     Raises:
         InvalidInput: If Ray is not installed, the cluster can't be reached, or it has not the GPUs or the room for
@@ -73,20 +88,28 @@ class RayExecutor(TrialExecutor):
     name: ClassVar[str] = "ray"
     has_cluster: ClassVar[bool] = True
 
-    def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE) -> None:
+    def __init__(self, workers: int, threads: int, cluster: Cluster = ALONE, *, takes_cpus: bool = True) -> None:
         connect(cluster.address)
-        require_gpus(cluster.gpus_per_trial)
-        threads, memory_bytes = fitting(threads, WORKER_BYTES)
-        crew = Crew(cluster.trainers_per_trial, fitting_trainers(cluster, threads), cluster.gpus_per_trial)
-        super().__init__(workers, threads, cluster)
-        self._run_id = uuid.uuid4().hex[:12]
-        self._shelf = start_shelf(self._run_id)
         hold()
+        try:
+            require_gpus(cluster.gpus_per_trial)
+            threads, memory_bytes = fitting(threads, WORKER_BYTES)
+            crew = Crew(cluster.trainers_per_trial, fitting_trainers(cluster, threads), cluster.gpus_per_trial)
+            self._run_id = uuid.uuid4().hex[:12]
+            self._shelf = start_shelf(self._run_id)
+        except BaseException:
+            release()
+            raise
+        super().__init__(workers, threads, cluster)
         self._site = RaySite(self._run_id, threads=threads, crew=crew, search_node=search_node())
-        made = the_ray().remote(num_cpus=threads, memory=memory_bytes, max_retries=0, runtime_env=WITHOUT_GPUS)
-        self._task = made(work)
+        own = {"num_cpus": threads, "runtime_env": WITHOUT_GPUS}
+        options = own if takes_cpus else {"num_cpus": 0, "scheduling_strategy": "SPREAD"}
+        self._task = the_ray().remote(memory=memory_bytes, max_retries=0, **options)(work)
         self._lock = threading.Lock()
         self._running: dict[Any, _Call] = {}
+        self._open: set[Future[Any]] = set()
+        """All that have not ended: those of running calls, and of lost ones that are to be begun again."""
+
         self._kills = 0
         """How often all work was ended: what began before is not begun again."""
 
@@ -98,13 +121,19 @@ class RayExecutor(TrialExecutor):
 
     @classmethod
     def usual_workers(cls, cluster: Cluster, *, takes_wall_time: bool) -> int:
-        """One for each CPU that the cluster has now, or for as many as a trial's trainers take.
+        """As many as the cluster has CPUs, memory and, if they train on some, GPUs for now, with all of their trainers.
 
         One alone where timing would suffer, as all is one machine.
         """
         connect(cluster.address)
-        cpus = node_cpus()
-        return 1 if takes_wall_time and len(cpus) == 1 else max(1, sum(cpus) // cluster.trainers_per_trial)
+        if takes_wall_time and len(node_cpus()) == 1:
+            return 1
+        found, (cpus, memory_bytes) = nodes(), fitting(1, WORKER_BYTES)
+        room = sum(room_in(node, {"CPU": cpus, "memory": memory_bytes}) for node in found)
+        if cluster.gpus_per_trial:
+            trainers = sum(room_in(node, {"CPU": 1.0, "GPU": cluster.gpus_per_trial}) for node in found)
+            room = min(room, BESIDE_GPUS * trainers)
+        return max(1, room // cluster.trainers_per_trial)
 
     @classmethod
     def usual_threads(cls, workers: int, cluster: Cluster) -> int:
@@ -138,18 +167,26 @@ class RayExecutor(TrialExecutor):
         """Call `fn` on some node."""
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
         self._start(_Call(future, partial(fn, **kwargs) if kwargs else fn, args, self._kills))
         return future
 
     def _start(self, call: _Call) -> None:
+        """Begin a call, unless all that was submitted before is dropped; what keeps it from beginning ends it."""
         named = self._task.options(name=title(call.function, call.args))
-        with self._lock:
-            if call.kills != self._kills:
-                call.future.set_exception(BrokenExecutor("dropped"))
-                return
-            reference = named.remote(call.function, call.args, self.threads)
-            self._running[reference] = call
-        reference.future().add_done_callback(partial(self._hand_over, reference))
+        try:
+            with self._lock:
+                if call.kills != self._kills:
+                    raise BrokenExecutor("dropped")
+                require_reached()
+                reference = named.remote(call.function, call.args, self.threads)
+                ended = reference.future()
+                self._running[reference] = call
+        except Exception as error:  # as arguments that can't travel, or a connection that is gone
+            call.future.set_exception(cause_of(error))
+        else:
+            ended.add_done_callback(partial(self._hand_over, reference))
 
     def _hand_over(self, reference: Any, done: Future[Outcome]) -> None:
         with suppress(RuntimeError):  # this executor has been shut down
@@ -163,7 +200,7 @@ class RayExecutor(TrialExecutor):
         try:
             self._pass_on(call, done)
         except Exception as failed:  # as the log on a full disk, or a connection that is gone
-            call.future.set_exception(failed)
+            call.future.set_exception(cause_of(failed))
 
     def _pass_on(self, call: _Call, done: Future[Outcome]) -> None:
         """Begin a lost call again, or give what came of it to whoever waits."""
@@ -171,16 +208,19 @@ class RayExecutor(TrialExecutor):
         reason = loss(error) if error is not None else ""
         if reason and call.attempt < ATTEMPTS:
             self.tell(f"{title(call.function, call.args)}: {reason}; begun again")
-            time.sleep(PAUSE_S * call.attempt)
-            self._start(replace(call, attempt=call.attempt + 1))
+            again = replace(call, attempt=call.attempt + 1)
+            rest = threading.Timer(PAUSE_S * call.attempt, self._start, [again])  # other calls don't wait for it
+            rest.daemon = True
+            rest.start()
         elif reason:
-            call.future.set_exception(BrokenExecutor(f"{reason}, {ATTEMPTS} times in a row"))
+            call.future.set_exception(given_up(reason))
         elif error is not None:
-            call.future.set_exception(error)
+            raise error
         else:
             if self._mirror is not None:
+                require_reached()
                 self._mirror.renew()
-            done.result().settle(call.future)
+            done.result().pass_on_to(call.future)
 
     def _say(self, event: str) -> None:
         """Tell whoever listens by now."""
@@ -191,32 +231,34 @@ class RayExecutor(TrialExecutor):
         with self._lock:
             dropped, self._running = self._running, {}
             self._kills += 1
-        for reference, call in dropped.items():
-            the_ray().cancel(reference, force=True)
+        for call in dropped.values():
             call.future.set_exception(BrokenExecutor("dropped"))
-        if dropped:
-            with suppress(the_ray().exceptions.RayError):  # it is lost, and with it what measures
+        with suppress(*errors_of_lost()):  # it has ended by itself
+            require_reached()
+            for reference in dropped:
+                the_ray().cancel(reference, force=True)
+            if dropped:
                 the_ray().get(self._shelf.drop_meter.remote(), timeout=PATIENCE_S)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the connection to the cluster once all tasks have ended; at once with `cancel_futures`.
+        """End the connection to the cluster when all tasks have ended; at once with `cancel_futures` or without `wait`.
 
         Nodes keep no copies of the run's files.
         """
-        ray, begun = the_ray(), list(self._running)
-        if cancel_futures:
+        begun = list(self._running)
+        if cancel_futures or not wait:
             self.kill()
-        elif wait:
-            for call in list(self._running.values()):
-                call.future.exception()
+        else:
+            futures.wait(list(self._open))
         self._desk.shutdown(wait=wait)
         self._watch.end()
         try:
             if self._marker is not None:
                 self._marker.unlink(missing_ok=True)
-            with suppress(ray.exceptions.RayError):  # what is lost already needs no end
+            with suppress(*errors_of_lost()):  # what is lost already needs no end
+                require_reached()
                 if begun:
-                    ray.wait(begun, num_returns=len(begun), timeout=PATIENCE_S)
+                    the_ray().wait(begun, num_returns=len(begun), timeout=PATIENCE_S)
                 end_shelf(self._shelf, self._run_id)
         finally:
             release()

@@ -5,9 +5,10 @@ from autocompress.pipeline.models import build, build_architecture, finish, lowe
 from autocompress.pipeline.on_device import score_on_device
 from autocompress.pipeline.probing import run_probe
 from autocompress.pipeline.trials import apply_plan, is_screened, run_baseline, run_trial, train
-from autocompress.pipeline.workbench import Workbench
+from autocompress.pipeline.workbench import Trained, Workbench
 
 __all__ = [
+    "Trained",
     "Workbench",
     "apply_plan",
     "build",

@@ -49,7 +49,7 @@ def begin(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
     added, start = added_steps(plan), plan.start
     free, _ = _epochs(start)
     earlier = Trial(0, start, seed)
-    if free and _is_saved(bench, earlier, "free"):
+    if free and _is_kept(bench, earlier, "free"):
         model = build(bench, replace(start, start=None, recovery=Recovery()), seed)  # whatever it began with is over
     else:
         model = begin(bench, start, seed)
@@ -95,9 +95,10 @@ def recover_and_settle(
     if _goes_on(plan):
         assert plan.start is not None, "it goes on from there"
         earlier = Trial(0, plan.start, trial.seed)
-        if _is_saved(bench, earlier, "settled"):  # whatever it began with is over
+        earlier_held = _epochs(plan.start)[1]
+        if earlier_held and _is_kept(bench, earlier, "settled"):  # whatever it began with is over
             model = settle(bench, model, plan, trial.seed)
-            _train(bench, model, earlier, _epochs(plan.start)[1], "settled")
+            _train(bench, model, earlier, earlier_held, "settled")
         else:
             model, _ = recover_and_settle(bench, begin(bench, plan.start, trial.seed), earlier, Stopwatch())
         with clock.stage(TRAIN):
@@ -194,6 +195,16 @@ def _taken_up(bench: Workbench, model: nn.Module, saved: Path) -> dict[str, floa
     with safe_open(saved, "pt") as file:
         known: dict[str, float] = json.loads(file.metadata()["reached"])
     return known
+
+
+def _is_kept(bench: Workbench, earlier: Trial, phase: str) -> bool:
+    """Whether the recovered weights are there of a trial that another starts from.
+
+    Where they are gone, and other processes train for this one, it is trained there anew.
+    """
+    if not _is_saved(bench, earlier, phase) and bench.train_elsewhere is not None:
+        bench.train_elsewhere(earlier)
+    return _is_saved(bench, earlier, phase)
 
 
 def _is_saved(bench: Workbench, trial: Trial, phase: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -21,4 +21,12 @@ class Stopwatch:
             yield
         finally:
             within_s = sum(self.seconds.values()) - before_s
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started - within_s
+            self._add(name, time.perf_counter() - started - within_s)
+
+    def take_over(self, seconds: Mapping[str, float]) -> None:
+        """Add the stages of another process that this one waits for; the stage here is left with the waiting alone."""
+        for name, stage_s in seconds.items():
+            self._add(name, stage_s)
+
+    def _add(self, name: str, stage_s: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + stage_s

@@ -19,9 +19,9 @@ from autocompress.pipeline.measuring import measure, measured_untrained, values_
 from autocompress.pipeline.models import build, finish, lower, steps_of
 from autocompress.pipeline.recovering import begin, forget_weights, recover_and_settle
 from autocompress.pipeline.stopwatch import Stopwatch
-from autocompress.pipeline.workbench import Workbench
+from autocompress.pipeline.workbench import Trained, Workbench
 from autocompress.plan import Plan
-from autocompress.record import SPARSIFY, TAKEN_UP, TRAIN, Record, Trial
+from autocompress.record import SPARSIFY, TAKEN_UP, Record, Trial
 from autocompress.screen import Screen
 from autocompress.user_code import user_code
 
@@ -66,17 +66,21 @@ def run_trial(trial: Trial, bench: Workbench, screen: Screen | None = None) -> R
     return replace(record, seconds=clock.seconds, machine=platform.node())
 
 
-def train(trial: Trial, bench: Workbench) -> None:
-    """Train a trial and leave its weights in the run directory, where `run_trial` takes them up.
+def train(trial: Trial, bench: Workbench) -> Trained:
+    """Train a trial in this process and leave its weights in the run directory, where `run_trial` takes them up.
 
     Raises:
         AutocompressError: Whatever makes the plan fail.
     """
-    plan = trial.plan
-    model = begin(bench, plan.without_recovery(), trial.seed)
-    if plan.recovery.sparsify_epochs and plan.start is None:
-        model = build(bench, plan, trial.seed)
-    recover_and_settle(bench, model, trial, Stopwatch())
+    plan, here, clock = trial.plan, replace(bench, train_elsewhere=None), Stopwatch()
+    with clock.stage("build"):
+        if _is_sparsified(plan):
+            model = _sparsified(here, trial, clock)
+        else:
+            model = begin(here, plan.without_recovery(), trial.seed)
+    with clock.stage("recover"):
+        _, reached = recover_and_settle(here, model, trial, clock)
+    return Trained(clock.seconds, TAKEN_UP in reached)
 
 
 def run_baseline(trial: Trial, bench: Workbench) -> Record:
@@ -129,18 +133,14 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
             reason, values = _screen(bench, model, plan, seed, screen)
         if reason:
             return Record(trial, "screened", reason=reason, values=values)
-    train_elsewhere = bench.train_elsewhere if plan.recovery.epochs or plan.recovery.sparsify_epochs else None
-    if train_elsewhere is not None:
-        with clock.stage(TRAIN):
-            train_elsewhere(trial)
-    if plan.recovery.sparsify_epochs and plan.start is None:
-        with clock.stage(SPARSIFY):
-            model = build(bench, plan, seed)
+    trained = _trained_elsewhere(bench, trial, clock)
+    if _is_sparsified(plan):
+        model = _sparsified(bench, trial, clock)
     details = _facts(bench, model)
     with clock.stage("recover"):
-        model, reached = recover_and_settle(bench, model, trial, clock)
+        model, reached = recover_and_settle(bench, model, trial, Stopwatch() if trained else clock)
         details |= reached
-    if train_elsewhere is not None:  # they are of this trial, and the clock knows how long they took
+    if trained is not None and not trained.taken_up:  # the weights are of this trial, whose clock knows their time
         details.pop(TAKEN_UP, None)
     with clock.stage("export"):
         model = finish(model, plan)
@@ -172,13 +172,40 @@ def _run(trial: Trial, bench: Workbench, screen: Screen | None, clock: Stopwatch
     )
 
 
+def _trained_elsewhere(bench: Workbench, trial: Trial, clock: Stopwatch) -> Trained | None:
+    """Have a trial trained by another process; None if it is trained here, or not at all.
+
+    What it takes beside its stages is waiting: for GPUs, for processes that start, for others that were lost.
+    """
+    if bench.train_elsewhere is None or not _is_trained(trial.plan):
+        return None
+    with clock.stage("wait"):
+        trained = bench.train_elsewhere(trial)
+        clock.take_over(trained.seconds)
+    return trained
+
+
+def _sparsified(bench: Workbench, trial: Trial, clock: Stopwatch) -> nn.Module:
+    """The model of a plan, trained towards zeros before it is compressed."""
+    with clock.stage(SPARSIFY):
+        return build(bench, trial.plan, trial.seed)
+
+
+def _is_sparsified(plan: Plan) -> bool:
+    return bool(plan.recovery.sparsify_epochs) and plan.start is None
+
+
+def _is_trained(plan: Plan) -> bool:
+    return bool(plan.recovery.epochs or plan.recovery.sparsify_epochs)
+
+
 def is_screened(plan: Plan) -> bool:
     """True if a plan is measured before it is trained.
 
     Not so if it trains what it starts from and changes nothing: that was measured.
     """
     goes_on = plan.start is not None and plan.start.steps == plan.steps
-    return not goes_on and bool(plan.recovery.epochs or plan.recovery.sparsify_epochs)
+    return not goes_on and _is_trained(plan)
 
 
 def _screen(bench: Workbench, model: nn.Module, plan: Plan, seed: int, screen: Screen) -> tuple[str, dict[str, float]]:

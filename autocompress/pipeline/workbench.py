@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -34,6 +34,19 @@ PROBE_SAMPLES, PROBE_BATCHES = 256, 2
 
 
 @dataclass(frozen=True)
+class Trained:
+    """How a trial was trained.
+
+    Args:
+        seconds: Wall time by stage.
+        taken_up: Whether weights of an earlier process were taken up.
+    """
+
+    seconds: Mapping[str, float]
+    taken_up: bool
+
+
+@dataclass(frozen=True)
 class Workbench:
     """All that trials of one search share in a process.
 
@@ -50,7 +63,7 @@ class Workbench:
     profiles: tuple[HardwareProfile, ...]
     directory: Path
     site: Site = HERE
-    train_elsewhere: Callable[[Trial], None] | None = None
+    train_elsewhere: Callable[[Trial], Trained] | None = None
 
     @cached_property
     def teacher(self) -> nn.Module:

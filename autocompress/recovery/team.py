@@ -5,14 +5,14 @@ it. A process without one is alone, and all of this costs it nothing. Every func
 is to be called by all of a team in the same order.
 
 Each trains on its part of every batch, and gradients are averaged by the sizes of the parts, so that a step is that of
-one process on the whole batch wherever the loss is a mean over samples. Not the same are dropout, which differs from
-process to process, and batch norm, which normalizes each part by itself, as torch's DistributedDataParallel does.
+one process on the whole batch wherever the loss is a mean over samples. Not the same are losses that are no such mean,
+as that of inner layers, which is relative to the mean square of each part; dropout, which differs from process to
+process; and batch norm, which normalizes each part by itself, as torch's DistributedDataParallel does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby, pairwise
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from autocompress.data import Array, Batch
-from autocompress.errors import TeamBroken, one_line
+from autocompress.exchange import exchanging
 
 T = TypeVar("T")
 Kind = TypeVar("Kind", bound=Tensor)
@@ -53,7 +53,7 @@ def told(decide: Callable[[], T]) -> T:
     if size() == 1:
         return decide()
     said: list[T | None] = [decide() if leads() else None]
-    with _exchanging():
+    with exchanging():
         dist.broadcast_object_list(said, 0)
     return said[0]  # type: ignore[return-value]
 
@@ -88,7 +88,7 @@ def joined(own: Sequence[T]) -> list[T]:
     if size() == 1:
         return list(own)
     every: list[Sequence[T]] = [()] * size()
-    with _exchanging():
+    with exchanging():
         dist.all_gather_object(every, own)
     count = sum(map(len, every))
     return [every[index % size()][index // size()] for index in range(count)]
@@ -131,7 +131,7 @@ def equalize(model: nn.Module, beside: Sequence[nn.Parameter] = ()) -> None:
         return
     for bucket in _buckets([*model.parameters(), *model.buffers(), *beside]):
         flat = torch.cat([tensor.detach().flatten() for tensor in bucket])
-        with _exchanging():
+        with exchanging():
             dist.broadcast(flat.view(torch.uint8), 0)
         with torch.no_grad():
             for tensor, value in zip(bucket, _cut(flat, bucket), strict=True):
@@ -168,7 +168,7 @@ def _handed_out(batches: Iterable[Samples], fewest: int) -> Iterator[tuple[Sampl
         if leads() and (batch := next(source, None)) is not None:
             every = [_part(batch, bound) for bound in bounds(len(batch), fewest)]
         own: list[tuple[Samples, float] | None] = [None]
-        with _exchanging():
+        with exchanging():
             dist.scatter_object_list(own, every if leads() else None, 0)
         if own[0] is None:
             return
@@ -204,18 +204,5 @@ def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _add_up(tensor: Tensor) -> None:
-    with _exchanging():
+    with exchanging():
         dist.all_reduce(tensor)
-
-
-@contextmanager
-def _exchanging() -> Iterator[None]:
-    """Tell what fails because others of the team are gone from all that fails by itself.
-
-    Raises:
-        TeamBroken: In place of torch's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        raise TeamBroken(f"training together was cut short: {one_line(error)}") from error

@@ -34,9 +34,9 @@ from autocompress.session import (
 )
 from autocompress.task import Task
 from autocompress.task_source import TaskSource, sent
-from autocompress.tune.handover import Handed, Handover, Known
+from autocompress.tune.handover import Handed, Handover, Known, forget_site
 from autocompress.tune.trials import RECORD, TRACEBACK
-from autocompress.tune.workers import RayWorkers
+from autocompress.tune.workers import Workers
 
 KEPT_TASK = "task.pickle"
 """The file of a run directory that holds a task which was given as an object."""
@@ -44,7 +44,7 @@ KEPT_TASK = "task.pickle"
 
 @dataclass(frozen=True)
 class Order:
-    """A search as a user of Tune asked for it.
+    """What a search under Tune is to do.
 
     Args:
         task: The task, or where it is.
@@ -99,6 +99,7 @@ class Driver:
         self._order, self._is_new = order, known is None
         self._stop, self._handover = _Stop(), Handover(order.directory)
         self._begun: dict[Future[Record], Trial] = {}
+        forget_site(order.directory)
         if known is not None:
             self._begun = self._handover.go_on(known, self._recorded())
         self._thread = threading.Thread(target=self._run, name=f"search in {order.directory}")
@@ -167,7 +168,7 @@ class Driver:
     def _run(self) -> None:
         try:
             with self._order.source() as source:
-                pool = RayWorkers(self._order.request.workers, threads=1)
+                pool = Workers(self._order.request.workers)
                 means = Means(pool, source, self._stop)
                 try:
                     self._begin(means) if self._is_new else self._go_on(means)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import time
 from collections import deque
 from collections.abc import Collection, Mapping
 from concurrent.futures import BrokenExecutor, Future
@@ -10,14 +12,22 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from autocompress.errors import DeviceUnavailable
 from autocompress.point import summarize
 from autocompress.record import Record, Trial
 from autocompress.screen import Screen
 from autocompress.serialization import from_json, to_json, write_atomically
+from autocompress.site import Site
 from autocompress.task_source import TaskSource
 
 FOLDER = "handed"
 """The folder of a run directory that holds the trials which Tune was given, a file a trial."""
+
+SITE = "site.pickle"
+"""The file there that tells trials how they reach the search; each process that searches has another."""
+
+SITE_WAIT_S, LOOK_S = 600.0, 0.5
+"""Seconds for which a trial waits for a search that goes on, and those between two looks."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,40 @@ class Handed:
         }
 
 
+def write_site(directory: Path, site: Site) -> None:
+    """Let trials know how they reach the search."""
+    folder = directory / FOLDER
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / SITE, pickle.dumps(site))
+
+
+def forget_site(directory: Path) -> None:
+    """Let trials wait from now on, as the process that searched is gone."""
+    (directory / FOLDER / SITE).unlink(missing_ok=True)
+
+
+def await_site(directory: Path) -> Site:
+    """How a trial reaches the search; one that Tune began again is earlier than a search that loads its task first.
+
+    Raises:
+        DeviceUnavailable: If there is no search.
+    """
+    path = directory / FOLDER / SITE
+    until = time.monotonic() + SITE_WAIT_S
+    while not path.is_file():
+        if time.monotonic() > until:
+            raise DeviceUnavailable(
+                f"run {directory}: no search for {SITE_WAIT_S:g} s that this trial is for; go on with it by "
+                "tune.Tuner.restore(PATH, trainable=trainable).fit()"
+            )
+        time.sleep(LOOK_S)
+    site: Site = pickle.loads(path.read_bytes())
+    return site
+
+
 @dataclass(frozen=True)
 class Known:
-    """What Tune knows at one of its checkpoints, of the trials that it was given.
+    """What a checkpoint of Tune says of its trials.
 
     Args:
         numbers: Tune's id of a trial to our number.

@@ -30,7 +30,9 @@ class AutocompressSearcher(Searcher):
 
     The search itself is that of `autocompress.search`, in a thread beside Tune: the same strategy, sensitivity table,
     screen, records, front and report. Tune carries out its trials; the baseline before them, looks at single changes
-    between them and the front after them, measured together and scored on test data, are left to processes of Ray.
+    between them and the front after them, measured together and scored on test data, are left to processes of Ray that
+    take none of its CPUs. Wherever a trial runs, its model is measured on the node of the search, by the agents of the
+    profile, or on nodes that declare the machine, as in a search with the executor "ray".
 
         search = AutocompressSearcher("task.py", output="runs/tuned", trials=20)
         config = tune.TuneConfig(search_alg=search, num_samples=-1, max_concurrent_trials=2, reuse_actors=True)

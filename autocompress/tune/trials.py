@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,13 +13,13 @@ from ray import tune
 
 from autocompress import worker
 from autocompress.errors import DeviceUnavailable, one_line
-from autocompress.executors import settle
+from autocompress.executors import prepare_process
 from autocompress.loop import UNFORESEEN
 from autocompress.record import Record
 from autocompress.run_directory import RunDirectory
 from autocompress.serialization import to_json
 from autocompress.session import assignment
-from autocompress.tune.handover import Handed
+from autocompress.tune.handover import Handed, await_site
 
 RECORD = "record"
 """The key of a result that holds the whole record as JSON; empty where the trial has none."""
@@ -34,14 +35,11 @@ def trainable(config: Mapping[str, Any]) -> None:
     the place of each, as Tune wants its metric of all: what a model half trained scores is not what it is worth. One
     that has its record already, which Tune had no time to note, is not repeated.
     """
-    settle(_threads())
+    given = tune.get_context().get_trial_resources()
+    if not given.required_resources.get("GPU"):  # Ray hides none from it
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    prepare_process(max(1, int(given.head_cpus)))
     tune.report(_outcome(Path(config["run"]), int(config["number"])))
-
-
-def _threads() -> int:
-    """Processors that Tune gave the trial."""
-    resources = tune.get_context().get_trial_resources()
-    return max(1, int(resources.head_cpus)) if resources is not None else 1
 
 
 def _outcome(path: Path, number: int) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def _outcome(path: Path, number: int) -> dict[str, Any]:
     if known is not None:
         return told(known, names)
     try:
-        task = assignment(directory.config, handed.source, directory)
+        task = assignment(directory.config, handed.source, directory, await_site(path))
         return told(worker.run(task, trial, handed.screen), names)
     except DeviceUnavailable as error:
         return {**told(Record(trial, "failed", one_line(error)), names), RECORD: ""}

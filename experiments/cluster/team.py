@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
 from autocompress.executors._ray.connecting import connect, hold, release, the_ray
-from autocompress.executors._ray.tasks import opened
+from autocompress.executors._ray.tasks import Outcome
 from autocompress.executors._ray.trainers import Crew, train_together
 from experiments.cluster.nodes import started
 
@@ -103,7 +103,8 @@ def student_of_digits(epochs: int, seed: int) -> tuple[float, float]:
 
 def _ask(trainers: int, function: Callable[..., Any], *args: Any) -> Any:
     """What the first trainer returns of a function that so many call together."""
-    return opened(the_ray().get(train_together(Crew(trainers), function.__name__, function, args, print)))
+    outcome: Outcome = the_ray().get(train_together(Crew(trainers), function.__name__, function, args, print))
+    return outcome.unwrapped()
 
 
 def _print_times(what: str, times: list[list[float]]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from autocompress.executors._ray.folders import OF_NODE
 from autocompress.executors._ray.losses import loss
 from autocompress.executors._ray.meter import at_once
 from autocompress.executors._ray.site import RaySite
-from autocompress.executors._ray.tasks import WITHOUT_GPUS, opened
+from autocompress.executors._ray.tasks import WITHOUT_GPUS, Outcome
 from autocompress.executors._ray.trainers import Crew, train_together
 from autocompress.executors.ray import RayExecutor
 from autocompress.record import TAKEN_UP
@@ -40,7 +42,7 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head without processors for trials, and two nodes with one each."""
+    """A head and two nodes, with one CPU each."""
     from ray.cluster_utils import Cluster as Nodes
 
     # the dashboard may take any port: where its own is taken, by a cluster beside this one, Ray leaves a socket open
@@ -50,6 +52,17 @@ def cluster() -> Iterator[Any]:
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+@contextmanager
+def node(cluster: Any, **resources: Any) -> Iterator[Any]:
+    """One more node for a while, if the test does not take it away itself."""
+    added = cluster.add_node(**resources)
+    try:
+        yield added
+    finally:
+        if added in cluster.worker_nodes:
+            cluster.remove_node(added)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -93,14 +106,16 @@ def test_a_search_on_nodes_that_do_not_see_its_folder(
     assert all("test_accuracy" in point.values() for point in run.points)
 
 
-def search_and_lose(cluster: Any, node: Any, is_time: Callable[[Snapshot], bool], output: Path, **options: Any) -> None:
+def search_and_lose(
+    cluster: Any, mortal: Any, is_time: Callable[[Snapshot], bool], output: Path, **options: Any
+) -> None:
     """Search on a cluster that loses a node on the way."""
     lost = list[Any]()
 
     def lose_it(snapshot: Snapshot) -> None:
         if is_time(snapshot) and not lost:
-            lost.append(node)
-            cluster.remove_node(node, allow_graceful=False)
+            lost.append(mortal)
+            cluster.remove_node(mortal, allow_graceful=False)
 
     where = {"executor": "ray", "address": cluster.address, "output": output}
     try:
@@ -110,15 +125,15 @@ def search_and_lose(cluster: Any, node: Any, is_time: Callable[[Snapshot], bool]
 
 
 def test_a_node_that_is_lost_takes_no_trial_with_it(cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=1)
-    search_and_lose(
-        cluster,
-        node,
-        lambda snapshot: snapshot.complete + snapshot.screened >= 1,
-        tmp_path / "run",
-        trials=6,
-        workers=4,
-    )
+    with node(cluster, num_cpus=1) as mortal:
+        search_and_lose(
+            cluster,
+            mortal,
+            lambda snapshot: snapshot.complete + snapshot.screened >= 1,
+            tmp_path / "run",
+            trials=6,
+            workers=4,
+        )
     records = RunDirectory.open(tmp_path / "run").records()
     assert sorted(record.number for record in records) == list(range(7))
     assert not [record.reason for record in records if record.status == "failed"]
@@ -141,12 +156,14 @@ def test_few_measure_at_a_time_on_the_node_of_the_search_however_many_ask(cluste
 
 
 def test_a_machine_that_a_node_declares_is_measured_on_there_alone(cluster: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=0, resources={"device:fake": 1})
     profile = replace(resolve_profile("fake"), wait_s=3.0)
-    with pytest.raises(DeviceUnavailable, match="no node of the cluster has had the resource 'device:fake' for"):
+    with (
+        node(cluster, num_cpus=0, resources={"device:fake": 1}) as board,
+        pytest.raises(DeviceUnavailable, match="no node of the cluster has had the resource 'device:fake' for"),
+    ):
         search_and_lose(
             cluster,
-            node,
+            board,
             lambda snapshot: snapshot.complete >= 1,
             tmp_path / "run",
             trials=9,
@@ -160,18 +177,18 @@ def test_a_machine_that_a_node_declares_is_measured_on_there_alone(cluster: Any,
 
 def test_training_has_gpus_of_the_cluster(cluster: Any, tmp_path: Path) -> None:
     """As Ray counts them: what they are is left to the machine."""
-    cluster.add_node(num_cpus=1, num_gpus=1)
-    run = autocompress.search(
-        TASK,
-        trials=5,
-        executor="ray",
-        address=cluster.address,
-        workers=2,
-        gpus_per_trial=0.5,
-        output=tmp_path / "run",
-        strategy="random",
-        hardware="fake",
-    )
+    with node(cluster, num_cpus=1, num_gpus=1):
+        run = autocompress.search(
+            TASK,
+            trials=5,
+            executor="ray",
+            address=cluster.address,
+            workers=2,
+            gpus_per_trial=0.5,
+            output=tmp_path / "run",
+            strategy="random",
+            hardware="fake",
+        )
     records = RunDirectory.open(run.path).records()
     trained = [record for record in records if record.status == "complete" and record.plan.recovery.epochs]
     assert trained
@@ -179,41 +196,51 @@ def test_training_has_gpus_of_the_cluster(cluster: Any, tmp_path: Path) -> None:
 
 
 def test_training_gives_up_where_its_gpus_are_gone_for_good(cluster: Any, tmp_path: Path) -> None:
-    node, lines = cluster.add_node(num_cpus=1, num_gpus=4), list[str]()
-    executor = RayExecutor(1, 1, Cluster(cluster.address, gpus_per_trial=4))
-    try:
+    with (
+        node(cluster, num_cpus=1, num_gpus=4) as mortal,
+        RayExecutor(1, 1, Cluster(cluster.address, gpus_per_trial=4)) as executor,
+    ):
         run = RunDirectory.create(tmp_path / "run").path
         executor.begin(run)
         assert executor.submit(train_with_patience, executor.site, 3.0).result(120) > 0
-        cluster.remove_node(node)
+        cluster.remove_node(mortal)
         with pytest.raises(DeviceUnavailable, match="no node of the cluster has had 4 GPUs and 1 CPU for"):
             executor.submit(train_with_patience, executor.site, 3.0).result(120)
-        lines += (run / "log.txt").read_text().splitlines()
-    finally:
-        executor.shutdown(cancel_futures=True)
+        lines = (run / "log.txt").read_text().splitlines()
     assert sum("machines with 4 GPUs and 1 CPU are waited for, up to 3s" in line for line in lines) == 1
 
 
 def test_a_search_says_that_no_node_is_left_for_its_trials(cluster: Any) -> None:
-    node, lines = cluster.add_node(num_cpus=5), list[str]()
-    executor = RayExecutor(1, 5, Cluster(cluster.address))
-    executor.tell = lines.append
-    try:
+    lines = list[str]()
+    with (
+        node(cluster, num_cpus=5) as mortal,
+        RayExecutor(1, 5, Cluster(cluster.address)) as executor,
+    ):
+        executor.tell = lines.append
         assert executor.submit(pow, 2, 3).result(120) == 8
-        cluster.remove_node(node)
+        cluster.remove_node(mortal)
         waiting = executor.submit(pow, 2, 4)
         wait_until(lambda: len(lines) == 1)
-        cluster.add_node(num_cpus=5)
-        assert waiting.result(120) == 16
-        wait_until(lambda: len(lines) == 2)
-    finally:
-        executor.shutdown(cancel_futures=True)
+        with node(cluster, num_cpus=5):
+            assert waiting.result(120) == 16
+            wait_until(lambda: len(lines) == 2)
     assert re.match(r"machines with 5 CPUs and 1\.5 GB of memory are waited for; trials run on no others", lines[0])
     assert lines[1] == "machines with 5 CPUs and 1.5 GB of memory are back"
 
 
+def test_a_job_may_be_given_what_is_passed_on_anyway(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_DATA", "/data")
+    job = {"runtime_env": {"env_vars": {"AUTOCOMPRESS_DATA": "/data"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    with RayExecutor(1, 1, Cluster(cluster.address)) as executor:
+        assert executor.submit(os.getenv, "AUTOCOMPRESS_DATA").result(120) == "/data"
+
+
 def test_gpus_that_no_node_has_are_refused(cluster: Any, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"gpus per trial 8: no node of the cluster has more than 1"):
+    with (
+        node(cluster, num_cpus=0, num_gpus=1),
+        pytest.raises(InvalidInput, match=r"gpus per trial 8: no node of the cluster has more than 1"),
+    ):
         autocompress.search(
             TASK, executor="ray", address=cluster.address, gpus_per_trial=8, output=tmp_path / "run", hardware="fake"
         )
@@ -271,7 +298,8 @@ def require_all_cpus_free() -> None:
 
 
 def together(crew: Crew, function: Callable[..., Any]) -> Any:
-    return opened(ray.get(train_together(crew, "test", function, (), print), timeout=120))
+    outcome: Outcome = ray.get(train_together(crew, "test", function, (), print), timeout=120)
+    return outcome.unwrapped()
 
 
 @pytest.mark.usefixtures("connected")
@@ -322,7 +350,6 @@ def test_trainers_end_with_the_trial_that_wants_them(cluster: Any, tmp_path: Pat
 @pytest.mark.usefixtures("connected")
 def test_trainers_have_the_gpus_that_ray_gives_them(cluster: Any) -> None:
     """Which the trial that wants them does not see."""
-    cluster.add_node(num_cpus=2, num_gpus=1)
 
     def seen() -> str | None:
         return os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -332,7 +359,8 @@ def test_trainers_have_the_gpus_that_ray_gives_them(cluster: Any) -> None:
 
     asked = ray.remote(num_cpus=0, max_retries=0, runtime_env=WITHOUT_GPUS)(trial)
     crews = (Crew(1, gpus=0.5), Crew(2, gpus=0.5), Crew(2))
-    assert ray.get([asked.remote(crew) for crew in crews], timeout=120) == ["0", "0", ""]
+    with node(cluster, num_cpus=2, num_gpus=1):
+        assert ray.get([asked.remote(crew) for crew in crews], timeout=120) == ["0", "0", ""]
 
 
 def test_trainers_without_room_are_refused(cluster: Any, tmp_path: Path) -> None:

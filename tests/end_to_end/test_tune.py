@@ -1,25 +1,28 @@
-"""A search under Ray Tune, on a cluster of this machine: the same records as without it, also after a break."""
+"""A search under Ray Tune, on a cluster: the same records as without it, also after a break."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 import autocompress
-from autocompress.duration import parse_duration
-from autocompress.errors import InvalidInput, TaskFailed
+from autocompress.devices import resolve_profile
+from autocompress.devices.fake import FakeDevice
+from autocompress.errors import TaskFailed
+from autocompress.executors._ray.site import RaySite
 from autocompress.record import Record
 from autocompress.run_directory import RunDirectory
 from autocompress.tune import AutocompressSearcher, trainable
-from autocompress.tune.workers import RayWorkers
+from autocompress.tune.workers import Workers
 
 TRIALS = 3
 WORDS: dict[str, Any] = {"strategy": "random", "hardware": "fake", "trials": TRIALS, "seed": 3}
@@ -30,12 +33,17 @@ pytestmark = pytest.mark.timeout(600)  # Ray starts some ten processes, each of 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """Ray on two processors of this machine; of Tune's own files none stay open where it breaks."""
+    """A head that searches and a node with two CPUs; of Tune's own files none stay open where it breaks."""
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": None})
+    made.add_node(num_cpus=2, resources={"device:board": 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address=made.address, log_to_driver=False)
         yield
         ray.shutdown()
+    made.shutdown()
 
 
 @pytest.fixture
@@ -46,10 +54,28 @@ def plain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Record, ...]:
     return RunDirectory.open(Path("plain")).records()
 
 
+def watch() -> Callable[[Mapping[str, Any]], None]:
+    """A trainable that travels by itself and leaves a file where it measures in its own process, or sees GPUs."""
+
+    def watched(config: Mapping[str, Any]) -> None:
+        real, left = FakeDevice.measure, Path(config["run"]) / "left"
+
+        def measure(*args: Any, **options: Any) -> Any:
+            left.touch()
+            return real(*args, **options)
+
+        FakeDevice.measure = measure  # type: ignore[method-assign]
+        trainable(config)
+        if os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+            left.touch()
+
+    return watched
+
+
 def tuner(search: AutocompressSearcher, folder: Path, *callbacks: tune.Callback) -> tune.Tuner:
     """A Tuner for a search, with its own files in a folder."""
     return tune.Tuner(
-        trainable,
+        watch(),
         tune_config=tune.TuneConfig(
             metric="accuracy", mode="max", search_alg=search, num_samples=-1, max_concurrent_trials=2, reuse_actors=True
         ),
@@ -86,28 +112,48 @@ def test_a_broken_and_restored_search_under_tune_has_the_records_of_one_without_
     assert search.finish().status == "stopped"
     assert len(search.run.trials) < 1 + TRIALS
 
-    results = tune.Tuner.restore(str(folder / "ray" / "tuned"), trainable=trainable).fit()
+    results = tune.Tuner.restore(str(folder / "ray" / "tuned"), trainable=watch()).fit()
     run = search.finish()
     assert run.status == "complete"
     records = [line for line in RunDirectory.open(run.path).lines() if isinstance(line, Record)]
     assert [facts(one) for one in sorted(records, key=lambda one: one.number)] == [facts(one) for one in plain]
     assert {point.name for point in run.points} == {point.name for point in autocompress.Run("plain").points}
+    assert not (run.path / "left").exists(), "measured on the node of the search, and without GPUs"
     told = {result.metrics["number"]: result.metrics["accuracy"] for result in results if result.metrics}
     assert told == {one.number: one.values["accuracy"] for one in plain if one.number}
 
 
-def test_processes_of_ray_tell_errors_as_they_are_and_are_replaced_when_they_die(cluster: None) -> None:
-    workers = RayWorkers(1, threads=1)
-    with pytest.raises(InvalidInput, match=r"^duration 'soon'"):
-        workers.submit(parse_duration, "soon").result(timeout=120)
-    first = workers.submit(os.getpid).result(timeout=120)
-    assert isinstance(workers.submit(os._exit, 1).exception(timeout=120), BrokenExecutor)
-    second = workers.submit(os.getpid).result(timeout=120)
-    assert second != first
-    hanging = workers.submit(time.sleep, 600)
-    workers.kill()
-    assert isinstance(hanging.exception(timeout=120), BrokenExecutor)
-    workers.shutdown()
+def test_calls_beside_trials_wait_for_no_cpu(cluster: None, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+
+    def hold() -> None:
+        while not go.exists():
+            time.sleep(0.1)
+
+    held, workers = ray.remote(num_cpus=2)(hold).remote(), Workers(2)
+    try:
+        while ray.available_resources().get("CPU"):
+            time.sleep(0.1)
+        assert workers.submit(pow, 2, 3).result(120) == 8
+        assert not ray.wait([held], timeout=0)[0]
+    finally:
+        go.touch()
+        workers.shutdown(cancel_futures=True)
+
+
+def test_a_trial_reaches_machines_that_nodes_declare(cluster: None) -> None:
+    """From within a placement group, as Tune makes one for each trial."""
+    group = ray.util.placement_group([{"CPU": 1}])
+    board = replace(resolve_profile("fake"), name="board")
+    inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+
+    def trial() -> int:
+        return RaySite("test", declared=frozenset({"device:board"})).at_device(board, pow, 2, 3)
+
+    try:
+        assert ray.get(ray.remote(num_cpus=1, scheduling_strategy=inside)(trial).remote(), timeout=120) == 8
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 def test_an_error_of_the_user_ends_tune_with_its_message(cluster: None, folder: Path) -> None:

@@ -15,6 +15,7 @@ from autocompress.plan import Plan, Step
 from autocompress.run import Run
 from autocompress.run_directory import RunDirectory
 from autocompress.space import MethodSpace, RecoverySpace, SearchSpace
+from tests.fake_ray import stand_in
 from tests.tasks.stripes import Net, task
 
 SPACE = SearchSpace(
@@ -155,9 +156,12 @@ def test_a_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "mine.txt").read_text() == "keep me"
 
 
-def test_a_second_search_on_one_folder_is_refused(run: Run) -> None:
+@pytest.mark.parametrize("executor", ["inline", "ray"])
+def test_a_second_search_on_one_folder_is_refused(run: Run, executor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = stand_in(monkeypatch)
     with RunDirectory(run.path).locked(), pytest.raises(RunDirectoryError, match="is searching there"):
-        autocompress.resume(run.path, task=task, executor="inline")
+        autocompress.resume(run.path, task=task, executor=executor)
+    assert not ray.addresses
 
 
 def test_scores_that_are_no_number_end_the_search_before_it_begins(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from autocompress.cluster import Cluster
 from autocompress.errors import InvalidInput, TaskFailed
 from autocompress.executors import EXECUTORS
 from autocompress.executors._ray import connecting, folders, mirror
+from autocompress.executors._ray.needs import Need
 from autocompress.executors._ray.shelf import Shelf, whole_files
-from autocompress.executors._ray.tasks import opened, title, work
+from autocompress.executors._ray.tasks import title, work
 from autocompress.formats import onnx_runtime
 from autocompress.formats.onnx_export import export
 from autocompress.pipeline import Workbench
@@ -27,6 +28,7 @@ from autocompress.run_directory import RunDirectory
 from autocompress.site import Site
 from tests.calls import fail
 from tests.conftest import PROFILE
+from tests.fake_ray import stand_in
 from tests.tasks.stripes import task
 
 INT8 = Plan(steps=(Step("quantization", {"conv": {"precision": "int8"}}),))
@@ -75,7 +77,7 @@ def test_the_title_of_a_call_tells_trial_and_plan() -> None:
 def test_an_error_of_a_call_comes_back_with_its_traceback() -> None:
     outcome = work(fail, (TaskFailed("the model raised", "Traceback"),), 1)
     with pytest.raises(TaskFailed, match="the model raised") as caught:
-        opened(outcome)
+        outcome.unwrapped()
     assert "in fail" in str(caught.value.__cause__)
 
 
@@ -85,7 +87,7 @@ def test_an_error_that_can_not_travel_comes_as_its_text() -> None:
             raise TypeError("not me")
 
     with pytest.raises(RuntimeError, match="Stubborn: no"):
-        opened(work(fail, (Stubborn("no"),), 1))
+        work(fail, (Stubborn("no"),), 1).unwrapped()
 
 
 def test_a_shelf_has_the_files_of_a_run(tmp_path: Path) -> None:
@@ -160,6 +162,18 @@ def test_a_mirror_has_what_workers_make_and_make_anew_and_drops_what_the_search_
     assert (shelf.names(), whole_files(ours)) == ({"a.onnx"}, {"a.onnx"})
 
 
+def test_a_mirror_brings_to_the_shelf_what_nodes_that_see_the_folder_make(shelf: Shelf, tmp_path: Path) -> None:
+    directory = RunDirectory.create(tmp_path / "run")
+    ours = directory.path / "artifacts"
+    mirrored = mirror.Mirror(AtHand(shelf), directory.path)
+    (ours / "a.onnx").write_bytes(b"ours")
+    mirrored.renew()
+    assert shelf.get("a.onnx") == b"ours"
+    shelf.drop("a.onnx")
+    mirrored.renew()
+    assert (shelf.names(), whole_files(ours)) == (frozenset(), frozenset())
+
+
 def test_a_mirror_fetches_nothing_twice(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, fetched = RunDirectory.create(tmp_path / "run"), list[str]()
     (directory.path / "artifacts" / "a.onnx").write_bytes(b"ours")
@@ -189,6 +203,7 @@ def test_a_run_directory_stays_when_its_shelf_ends(tmp_path: Path) -> None:
     shelf = Shelf()
     shelf.begin(str(tmp_path / "run"))
     shelf.put("a.onnx", b"model")
+    assert shelf.new_lines() == ()
     shelf.end()
     assert shelf.get("a.onnx") == b"model"
 
@@ -245,6 +260,43 @@ def test_one_trial_runs_at_a_time_where_another_would_disturb_its_timing(
     has_nodes(monkeypatch, [(count, 64e9) for count in cpus])
     monkeypatch.setattr("autocompress.executors.ray.connect", lambda address: None)
     assert EXECUTORS["ray"].usual_workers(Cluster(), takes_wall_time=takes_wall_time) == workers
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cluster", "workers"),
+    [
+        ([{"CPU": 64.0, "memory": 44e9}], Cluster(), 29),
+        ([{"CPU": 64.0, "memory": 1e9}], Cluster(), 1),
+        ([{"CPU": 64.0, "memory": 44e9, "GPU": 1.0}], Cluster(gpus_per_trial=1), 2),
+        ([{"CPU": 64.0, "memory": 44e9, "GPU": 1.0}], Cluster(gpus_per_trial=0.25), 8),
+        ([{"CPU": 64.0, "memory": 99e9}, {"CPU": 4.0, "memory": 9e9, "GPU": 4.0}], Cluster(gpus_per_trial=1), 8),
+        ([{"CPU": 64.0, "memory": 44e9, "GPU": 8.0}], Cluster(gpus_per_trial=1, trainers_per_trial=4), 4),
+        ([{"CPU": 64.0, "memory": 44e9}], Cluster(trainers_per_trial=40), 1),
+        ([], Cluster(gpus_per_trial=1), 1),
+    ],
+)
+def test_as_many_trials_run_as_there_are_processors_memory_and_gpus_for(
+    nodes: list[dict[str, float]], cluster: Cluster, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, *nodes)
+    assert EXECUTORS["ray"].usual_workers(cluster, takes_wall_time=False) == workers
+
+
+@pytest.mark.parametrize(("gpus", "room"), [(0.6, 2), (0.25, 8), (1.0, 2), (2.0, 1), (0.0, 9)])
+def test_a_part_of_a_gpu_is_of_a_single_one(gpus: float, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"CPU": 9.0, "GPU": 2.0}
+    stand_in(monkeypatch, node)
+    assert connecting.room_in(node, {"CPU": 1.0, "GPU": gpus}) == room
+    needs = [Need({"CPU": 1.0, "GPU": gpus}, "", "", "", 0.0, count) for count in (room, room + 1)]
+    assert [need.is_met() for need in needs] == [True, False]
+
+
+def test_gpus_are_not_refused_by_a_cluster_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = stand_in(monkeypatch, {"memory": 64e9})
+    connecting.require_gpus(1)
+    fake.has.append({"CPU": 4.0, "GPU": 0.0})
+    with pytest.raises(InvalidInput, match="gpus per trial 1: no node of the cluster has more than 0"):
+        connecting.require_gpus(1)
 
 
 def has_nodes(monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[int, float]]) -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from torch import nn
 
-from autocompress import recovery
+from autocompress import pipeline, recovery
 from autocompress.artifact import Artifact
 from autocompress.data import Batch
 from autocompress.devices import resolve_profile
@@ -23,14 +23,17 @@ from autocompress.formats.onnx_runtime import predictor
 from autocompress.methods.channel_pruning import ChannelPruning
 from autocompress.objective import Constraint, make_objectives
 from autocompress.pipeline import (
+    Trained,
     Workbench,
     apply_plan,
     build_architecture,
+    recovering,
     run_baseline,
     run_trial,
     score_on_device,
     score_test,
     survey_architectures,
+    trials,
 )
 from autocompress.pipeline.on_device import together
 from autocompress.plan import Plan, Recovery, Step
@@ -129,6 +132,62 @@ def test_a_trial_cut_short_after_training_is_not_trained_again(
         again = run_trial(trial, bench)
     assert again.artifact == whole.artifact
     assert again.details == {**whole.details, TAKEN_UP: 1.0}
+
+
+def elsewhere(bench: Workbench, *, late_s: float = 0.0) -> tuple[Workbench, list[Plan]]:
+    """A workbench whose trials are trained by others, which begin late, and the plans that they are given."""
+    given = list[Plan]()
+
+    def train_elsewhere(trial: Trial) -> Trained:
+        given.append(trial.plan)
+        time.sleep(late_s)
+        return pipeline.train(trial, away)
+
+    away = replace(bench, train_elsewhere=train_elsewhere)
+    return away, given
+
+
+def test_training_elsewhere_counts_as_what_it_took_there_and_all_else_as_waiting(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, _ = elsewhere(bench, late_s=1.0)
+    record = run_trial(Trial(1, SLIM), away, screen(baseline))
+    assert record.status == "complete", record.reason
+    assert {"build", "screen", "wait", "sparsify", "recover", "train"} < set(record.seconds)
+    assert record.seconds["wait"] == pytest.approx(1.0, abs=0.2)
+    assert record.training_s > 0
+    assert TAKEN_UP not in record.details
+    with monkeypatch.context() as untrainable:
+        untrainable.setattr(recovery, "recover", _trained_again)
+        again = run_trial(Trial(1, SLIM), away)
+    assert again.details == {**record.details, TAKEN_UP: 1.0}, "its time tells nothing of training"
+
+
+def test_what_a_trial_starts_from_is_trained_elsewhere_too(bench: Workbench, baseline: Record) -> None:
+    away, given = elsewhere(bench)
+    for start in (replace(PRUNED, steps=PRUNED.steps[:1]), replace(HELD, steps=HELD.steps[1:])):
+        given.clear()
+        more = replace(start, recovery=Recovery(), start=start)
+        assert run_trial(Trial(1, more), away).status == "complete"
+        assert given == [start]
+
+
+def test_a_model_is_built_once_to_be_trained(
+    bench: Workbench, baseline: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = list[Plan]()
+
+    def build(bench: Workbench, plan: Plan, seed: int) -> nn.Module:
+        built.append(plan)
+        return real(bench, plan, seed)
+
+    real = trials.build
+    monkeypatch.setattr(trials, "build", build)
+    monkeypatch.setattr(recovering, "build", build)
+    for plan in (SLIM, PRUNED):
+        built.clear()
+        pipeline.train(Trial(1, plan), bench)
+        assert len(built) == 1
 
 
 def test_a_trial_that_can_not_succeed_leaves_no_weights_behind(

@@ -33,6 +33,14 @@ def test_a_stage_within_another_is_counted_once(clock: list[float]) -> None:
     assert watch.seconds == {"train": 5.0, "recover": 5.0}
 
 
+def test_what_another_clock_counted_meanwhile_is_taken_from_the_stage(clock: list[float]) -> None:
+    clock += [0.0, 10.0]
+    watch = Stopwatch()
+    with watch.stage("wait"):
+        watch.take_over({"train": 7.0, "build": 1.0})
+    assert watch.seconds == {"train": 7.0, "build": 1.0, "wait": 2.0}
+
+
 def test_a_stage_that_fails_took_its_time(clock: list[float]) -> None:
     clock += [0.0, 3.0]
     watch = Stopwatch()

@@ -147,12 +147,16 @@ def test_a_team_gets_the_weights_that_one_gets_alone(members: Team, count: int, 
     assert not close(first, weights_of(Plain()))
 
 
-def test_penalties_and_inner_layers_count_once(members: Team) -> None:
+def test_penalties_count_once(members: Team) -> None:
     recovery = replace(TAUGHT, penalty="group_lasso", penalty_weight=0.01)
     assert close(members(plain, 24, 12, "arrays", recovery)[0], plain(24, 12, "arrays", recovery))
-    taught = replace(TAUGHT, feature_weight=1.0)
-    first, *others = members(plain, 24, 12, "arrays", taught)
+
+
+def test_a_team_agrees_where_inner_layers_are_taught(members: Team) -> None:
+    """Not on what one gets alone: each divides by what the teacher says of its own part."""
+    first, *others = members(plain, 24, 12, "arrays", replace(TAUGHT, feature_weight=1.0))
     assert all(same(first, other) for other in others)
+    assert not same(first, weights_of(Plain()))
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(24, 12), (7, 5), (3, 3)])

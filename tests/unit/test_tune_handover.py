@@ -4,20 +4,22 @@ import math
 import pickle
 import subprocess
 import sys
-from concurrent.futures import BrokenExecutor, wait
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from autocompress.errors import InvalidInput, UnknownName
+from autocompress.errors import DeviceUnavailable, InvalidInput, UnknownName
+from autocompress.executors._ray.site import RaySite
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.record import Record, Trial
 from autocompress.screen import Screen
 from autocompress.serialization import from_json
 from autocompress.task_source import TaskSource
 from autocompress.tune import AutocompressSearcher
-from autocompress.tune.handover import Handed, Handover, Known
+from autocompress.tune import handover as handing
+from autocompress.tune.handover import Handed, Handover, Known, await_site, forget_site, write_site
 from autocompress.tune.trials import told
 
 VALUES = {"accuracy": 0.9, "latency_ms": 1.0}
@@ -105,6 +107,25 @@ def test_a_trial_that_tune_ended_without_a_record_is_begun_again(tmp_path: Path)
     assert restored.known() == Known({"a": 1, "b": 1}, ("b",)), "the old id is over"
     restored.end("b", record(1))
     assert future.result() == record(1)
+
+
+def test_a_trial_waits_for_the_search_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that gave it out is gone, and with it the way to what measures."""
+    monkeypatch.setattr(handing, "LOOK_S", 0.01)
+    sites = [RaySite(name, str(tmp_path), declared=frozenset({"device:board"})) for name in ("before", "after")]
+    forget_site(tmp_path)
+    write_site(tmp_path, sites[0])
+    assert await_site(tmp_path) == sites[0]
+    forget_site(tmp_path)
+    with ThreadPoolExecutor(1) as trial:
+        found = trial.submit(await_site, tmp_path)
+        assert not wait([found], timeout=0.1).done
+        write_site(tmp_path, sites[1])
+        assert found.result(10) == sites[1]
+    forget_site(tmp_path)
+    monkeypatch.setattr(handing, "SITE_WAIT_S", 0.0)
+    with pytest.raises(DeviceUnavailable, match=r"no search .* tune\.Tuner\.restore"):
+        await_site(tmp_path)
 
 
 def test_values_are_told_of_complete_trials_at_full_fidelity_alone() -> None:

@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,11 @@ PATIENCE_S = 5.0
 CARRIED = "AUTOCOMPRESS_DATA"
 """Environment variable that workers of a cluster get, too: where data are."""
 
+OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
+"""Environment variable by which Ray takes what a job has been given from its program, too."""
+
+LOOPBACK = {"127.0.0.1", "::1"}
+"""Addresses by which every machine knows itself."""
 
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks the head."""
@@ -55,7 +62,7 @@ _CONNECTION = _Connection()
 
 
 def connect(address: str | None) -> None:
-    """Reach a cluster, unless this process has reached one already; one that others have reached is taken as it is.
+    """Reach a cluster, unless this process has reached it already, by whomever.
 
     Args:
         address: "auto", `host:port` of the head or `ray://host:port` of its client server; None for what the
@@ -63,12 +70,14 @@ def connect(address: str | None) -> None:
             machine alone.
 
     Raises:
-        InvalidInput: If Ray is not installed or the cluster can't be reached.
+        InvalidInput: If Ray is not installed, the cluster can't be reached, or this process has reached another one.
     """
     ray, asked = the_ray(), address
     if ray.is_initialized() and _CONNECTION.is_ours and not _CONNECTION.users and asked != _CONNECTION.address:
         _leave()
     if ray.is_initialized():
+        if address is not None and not (_CONNECTION.is_ours and address == _CONNECTION.address):
+            _require_at(address)
         return
     if address is None and _is_left_over():
         address = "local"
@@ -80,13 +89,14 @@ def connect(address: str | None) -> None:
     on_terminate = signal.getsignal(signal.SIGTERM)  # Ray sets its own, by which a search could not end in order
     variables = {CARRIED: os.environ[CARRIED]} if CARRIED in os.environ else {}
     try:
-        ray.init(
-            address=address,
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": variables} if variables else None,
-        )
+        with _overriding_job():
+            ray.init(
+                address=address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": variables} if variables else None,
+            )
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise InvalidInput(
             f"Ray cluster {address or 'of this machine'}: can't be reached: {one_line(error)}; expected host:port of a "
@@ -99,13 +109,68 @@ def connect(address: str | None) -> None:
         signal.signal(signal.SIGTERM, on_terminate)
 
 
+@contextmanager
+def _overriding_job() -> Iterator[None]:
+    """Let Ray take a variable that it has been given with the job, too, which it refuses even for the same value."""
+    before = os.environ.get(OVERRIDE)
+    os.environ[OVERRIDE] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[OVERRIDE]
+        else:
+            os.environ[OVERRIDE] = before
+
+
+def _require_at(address: str) -> None:
+    """Refuse to work on another cluster than the one that was asked for.
+
+    Args:
+        address: What was asked for; "auto" stands for any that runs.
+
+    Raises:
+        InvalidInput: If this process is connected to another, or to the same one in another way.
+    """
+    client = the_ray().util.client.ray
+    reached = f"ray://{client.worker._conn_str}" if is_client() else the_ray().get_runtime_context().gcs_address
+    if address != "auto" and not _is_same(address, reached):
+        raise InvalidInput(
+            f"Ray cluster {address}: this process is connected to {reached} already; end that first (ray.shutdown()), "
+            "or leave the address out to search there"
+        )
+
+
+def _is_same(address: str, other: str) -> bool:
+    """Whether two addresses, each `host:port` or `ray://host:port`, are of one server."""
+    (scheme, host, port), (other_scheme, other_host, other_port) = _parts(address), _parts(other)
+    return (scheme, port) == (other_scheme, other_port) and bool(_ips(host) & _ips(other_host))
+
+
+def _parts(address: str) -> tuple[str, str, str]:
+    """What stands before "://", the host and the port."""
+    scheme, _, place = address.rpartition("://")
+    host, _, port = place.rpartition(":")
+    return scheme, host.strip("[]"), port
+
+
+def _ips(host: str) -> set[str]:
+    """IP addresses of a host, the name itself among them; with any that stands for this machine that of its node."""
+    try:
+        found = {str(known[4][0]) for known in socket.getaddrinfo(host, None)}
+    except OSError:
+        found = set()
+    own = {str(the_ray().util.get_node_ip_address())} if found & LOOPBACK else set()
+    return {host} | found | own
+
+
 def _answers(address: str) -> bool:
     """Whether anything listens at an address, which Ray takes minutes to find out; True for what is no address."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    _, host, port = _parts(address)
     if not host or not port.isdigit():
         return True
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE_S).close()
+        socket.create_connection((host, int(port)), timeout=PATIENCE_S).close()
     except OSError:
         return False
     return True
@@ -117,6 +182,16 @@ def _is_left_over() -> bool:
     if "RAY_ADDRESS" in os.environ or not noted.is_file():
         return False
     return not _answers(noted.read_text(encoding="utf-8").strip())
+
+
+def require_reached() -> None:
+    """Refuse to call a cluster that has been lost: Ray would start another one in this process.
+
+    Raises:
+        ConnectionError: If it has been.
+    """
+    if not the_ray().is_initialized():
+        raise ConnectionError("its connection has ended")
 
 
 def is_client() -> bool:
@@ -187,13 +262,14 @@ def _rooms() -> list[tuple[int, float]]:
 def require_gpus(count: float) -> None:
     """Refuse to wait for GPUs that the cluster does not have.
 
+    Where no node has a CPU yet, as on a cluster that grows when it is asked to, they may come.
+
     Raises:
         InvalidInput: If it has none, or no node has as many.
     """
-    if not count:
-        return
-    most = max((node.get("GPU", 0.0) for node in nodes()), default=0.0)
-    if count > most:
+    found = nodes()
+    most = max((node.get("GPU", 0.0) for node in found), default=0.0)
+    if count > most and has_processors(found):
         raise InvalidInput(
             f"gpus per trial {count:g}: no node of the cluster has more than {most:g}; ask for fewer, or start nodes "
             "with more (ray start --num-gpus N)"
@@ -209,10 +285,10 @@ def fitting_trainers(cluster: Cluster, threads: int) -> int:
         InvalidInput: If the cluster has no room for so many trainers of one CPU each.
     """
     found, gpus = nodes(), cluster.gpus_per_trial
-    if cluster.trainers_per_trial == 1 or not any(node.get("CPU", 0) >= 1 for node in found):
+    if cluster.trainers_per_trial == 1 or not has_processors(found):
         return threads
     for cpus in range(threads, 0, -1):
-        room = sum(_room(node, cpus, gpus) for node in found)
+        room = sum(room_in(node, {"CPU": cpus, "GPU": gpus}) for node in found)
         if room >= cluster.trainers_per_trial:
             return cpus
     each = f"a CPU and {gpus:g} GPUs" if gpus else "a CPU"
@@ -222,13 +298,20 @@ def fitting_trainers(cluster: Cluster, threads: int) -> int:
     )
 
 
-def _room(node: dict[str, float], cpus: int, gpus: float) -> int:
-    """How many processes of so many CPUs and GPUs fit into a node; a part of a GPU is of a single one."""
-    room = int(node.get("CPU", 0) // cpus)
-    if not gpus:
-        return room
-    own = node.get("GPU", 0)
-    return min(room, int(own // gpus) if gpus >= 1 else int(own) * int(1 / gpus + 1e-9))
+def room_in(node: Mapping[str, float], needed: Mapping[str, float]) -> int:
+    """How many times a node has all of some resources, above zero; a part of a GPU is of a single one."""
+    return min(_times(node.get(name, 0.0), least, name) for name, least in needed.items() if least)
+
+
+def _times(has: float, least: float, name: str) -> int:
+    if name == "GPU" and least < 1:
+        return int(has) * _times(1.0, least, "part of one")
+    return int(has / least + 1e-9)
+
+
+def has_processors(found: Iterable[Mapping[str, float]]) -> bool:
+    """Whether any of some nodes has a CPU."""
+    return any(node.get("CPU", 0.0) >= 1 for node in found)
 
 
 def nodes() -> list[dict[str, float]]:

@@ -17,7 +17,7 @@ others load and weigh theirs: a core is busy with each, and a machine is kept bu
 
 
 class Meter:
-    """Carries out calls, each in a thread of its own; more than fit wait for their turn, first come, first served."""
+    """Measures on the node of the search for workers elsewhere; each call has a thread, the rest queue."""
 
     def __init__(self) -> None:
         self._quiet = threading.Lock()
@@ -27,7 +27,7 @@ class Meter:
 
         Args:
             function, args: The call.
-            is_quiet: Whether it times by the clock on the wall, so that no other of these is to be at work meanwhile.
+            is_quiet: Whether it times by the clock on the wall, so that it waits for others that do, too.
         """
         with self._quiet if is_quiet else nullcontext():
             return attempt(function, args)

@@ -1,4 +1,4 @@
-"""A run directory that no node of the cluster sees, kept as the copies on the shelf are."""
+"""The files of a search outside of the cluster, and their copies on the shelf."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autocompress.serialization import write_atomically
 
 
 class Mirror:
-    """Copies files of a run to the shelf and back, for a search that is no part of the cluster.
+    """Keeps `artifacts/` of a search outside of the cluster equal to the shelf's copy.
 
     Args:
         shelf: The actor.
@@ -22,7 +22,7 @@ class Mirror:
     def __init__(self, shelf: Any, run: Path) -> None:
         self._shelf, self._run = shelf, run
         self._known: dict[str, State] = {}
-        """What was on both sides last, and how it was on the shelf."""
+        """Files that both sides had at the last look, with their state on the shelf."""
 
         the_ray().get(shelf.begin.remote(""))
         for name in self._names():
@@ -30,7 +30,10 @@ class Mirror:
         self._known = the_ray().get(shelf.states.remote())
 
     def renew(self) -> None:
-        """Fetch what workers have made or made anew, delete what the search has, and write down what they say."""
+        """Bring over what either side has made, workers also anew, or deleted, and write down what workers say.
+
+        Nodes that see the folder of the search work there, others on the shelf.
+        """
         ray = the_ray()
         there = ray.get(self._shelf.states.remote())
         for name in there:
@@ -38,8 +41,14 @@ class Mirror:
             if content is not None:
                 write_atomically(self._artifacts / name, content)
         here = self._names()
-        for name in there.keys() & self._known.keys() - here:
+        for name in self._known.keys() & there.keys() - here:
             ray.get(self._shelf.drop.remote(name))
+        for name in self._known.keys() & here - there.keys():
+            (self._artifacts / name).unlink(missing_ok=True)
+        made = here - there.keys() - self._known.keys()
+        for name in made:
+            self._put(name)
+        there |= ray.get(self._shelf.states.remote()) if made else {}
         self._known = {name: there[name] for name in there.keys() & here}
         for line in ray.get(self._shelf.new_lines.remote()):
             RunDirectory(self._run).log(line)

@@ -11,7 +11,8 @@ from typing import Any
 
 from autocompress.duration import format_duration
 from autocompress.errors import DeviceUnavailable
-from autocompress.executors._ray.connecting import PATIENCE_S, nodes, the_ray
+from autocompress.executors._ray.connecting import PATIENCE_S, nodes, require_reached, room_in, the_ray
+from autocompress.executors._ray.losses import errors_of_lost
 
 LOOK_S = 2.0
 """Seconds between two looks at whether the cluster still has what is waited for."""
@@ -42,11 +43,7 @@ class Need:
 
     def is_met(self) -> bool:
         """Whether the nodes have all of it, though others may be using it."""
-        return sum(map(self._room, nodes())) >= self.count
-
-    def _room(self, node: Mapping[str, float]) -> int:
-        """How many times a node has all of it."""
-        return min(int(node.get(name, 0.0) / least + 1e-9) for name, least in self.resources.items() if least)
+        return sum(room_in(node, self.resources) for node in nodes()) >= self.count
 
     def told(self, *, is_met: bool) -> str:
         """What there is to tell when no node has it any more, or when one has it again."""
@@ -132,8 +129,9 @@ class Watch:
 
     def _look(self) -> None:
         was_met = True
-        with suppress(the_ray().exceptions.RayError, OSError):  # the cluster itself is gone, as calls will say
+        with suppress(OSError, *errors_of_lost()):  # the cluster itself is gone, as calls will say
             while not self._ended.wait(LOOK_S):
+                require_reached()
                 is_met = self._need.is_met() if self._is_wanted() else was_met
                 if is_met != was_met:
                     self._tell(self._need.told(is_met=is_met))

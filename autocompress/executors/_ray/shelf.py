@@ -1,4 +1,8 @@
-"""What an actor beside the search has for all nodes: the files of a run, where they don't see it, and what measures."""
+"""An actor on the node of the search.
+
+It serves the run's files to nodes that don't see the folder, writes their log lines, and starts the process that
+measures for them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,10 @@ class Shelf:
 
     def __init__(self) -> None:
         self._run: Path | None = None
-        self._lines: list[str] | None = None
+        self._is_copy = False
+        self._lines = list[str]()
+        """What is to go into the log of a run that is elsewhere."""
+
         self._writing = threading.Lock()
         self._said: dict[str, str] = {}
         """The last line about each machine."""
@@ -41,7 +48,7 @@ class Shelf:
 
     def begin(self, run: str) -> None:
         """Serve the files of a run from now on; an empty name stands for copies, which the search looks after."""
-        self._lines = None if run else []
+        self._is_copy = not run
         self._run = Path(run or tempfile.mkdtemp(prefix=OF_SHELF))
         self._artifacts.mkdir(exist_ok=True)
         if not run:
@@ -54,7 +61,7 @@ class Shelf:
     def end(self) -> frozenset[str]:
         """Remove the copies that there are here, and end what measures; the nodes that keep copies."""
         self.drop_meter()
-        if self._run is not None and self._lines is not None:
+        if self._run is not None and self._is_copy:
             remove(self._run)
         return frozenset(self._guests)
 
@@ -113,15 +120,15 @@ class Shelf:
                 if self._said.get(place) == line:
                     return
                 self._said[place] = line
-            if self._lines is None:
-                RunDirectory(self._run).log(line)
-            else:
+            if self._is_copy:
                 self._lines.append(line)
+            else:
+                RunDirectory(self._run).log(line)
 
     def new_lines(self) -> tuple[str, ...]:
         """What is to go into the log of the run, if it is elsewhere; each line once."""
         with self._writing:
-            lines, self._lines = self._lines or [], []
+            lines, self._lines = self._lines, []
             return tuple(lines)
 
     @property

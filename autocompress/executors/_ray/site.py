@@ -13,11 +13,11 @@ from filelock import FileLock
 
 from autocompress.executors._ray.connecting import NAMESPACE, the_ray
 from autocompress.executors._ray.folders import node_folder, occupy
-from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, loss
+from autocompress.executors._ray.losses import ATTEMPTS, PAUSE_S, given_up, loss, lost_cluster
 from autocompress.executors._ray.needs import Need, Patience, wait_for
 from autocompress.executors._ray.shelf import shelf_name
-from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, opened, title, work
-from autocompress.executors._ray.trainers import ALONE, Crew, train_together
+from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, title, work
+from autocompress.executors._ray.trainers import ONE_TRAINER, Crew, train_together
 from autocompress.profile import HardwareProfile
 from autocompress.serialization import write_atomically
 from autocompress.site import Site
@@ -49,7 +49,7 @@ class RaySite(Site):
     run: str = ""
     search_node: str = ""
     threads: int = 1
-    crew: Crew = ALONE
+    crew: Crew = ONE_TRAINER
     declared: frozenset[str] = frozenset()
 
     @property
@@ -59,7 +59,7 @@ class RaySite(Site):
 
     @property
     def _is_at_hand(self) -> bool:
-        return bool(self.run) and self.marker.exists()
+        return bool(self.run) and _sees(str(self.marker))
 
     def directory(self, run: Path) -> Path:
         """The run directory, or a folder of this node whose files are those of it that were needed here."""
@@ -144,11 +144,13 @@ class RaySite(Site):
         return self.crew.trainers == 1 and not self.crew.gpus
 
     def at_trainer(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function in a process that has been given GPUs, or in several that train together.
+        """Call a function in a process that has been given GPUs, in several that train together, or in this one.
 
         Raises:
             DeviceUnavailable: If no nodes have had the room for too long.
         """
+        if self.trains_here:
+            return function(*args)
         name, crew = title(function, args), self.crew
         if crew.trainers > 1:
             tell = partial(self.log, Path(self.run))
@@ -163,6 +165,9 @@ class RaySite(Site):
             begin: Starts it and returns the reference to its outcome.
             name: Of the task.
             need: What a node has to have for it, if that may be gone.
+
+        Raises:
+            BrokenExecutor: If it was lost again and again, which is no loss: who asked does not begin it again.
         """
         ray = the_ray()
         for attempt in range(1, ATTEMPTS + 1):
@@ -170,11 +175,13 @@ class RaySite(Site):
                 reference = begin()
                 if need is not None:
                     wait_for(reference, Patience(need, partial(self.log, Path(self.run))))
-                return opened(ray.get(reference))
+                return ray.get(reference).unwrapped()
             except ray.exceptions.RayError as error:
                 reason = loss(error)
-                if not reason or attempt == ATTEMPTS:
+                if not reason:
                     raise
+                if attempt == ATTEMPTS:
+                    raise given_up(f"{name}: {reason}") from error
                 self.log(Path(self.run), f"{name}: {reason}; begun again")
                 time.sleep(PAUSE_S * attempt)
         raise AssertionError("the last attempt returned or raised")
@@ -190,7 +197,15 @@ class RaySite(Site):
         occupy(self._scratch)
 
     def _ask(self, method: str, *args: object) -> Any:
-        return the_ray().get(getattr(_shelf(self.run_id), method).remote(*args))
+        """Call the shelf.
+
+        Raises:
+            DeviceUnavailable: If it is gone, and with it the way to the files of the run.
+        """
+        try:
+            return the_ray().get(getattr(_shelf(self.run_id), method).remote(*args))
+        except the_ray().exceptions.ActorDiedError as error:
+            raise lost_cluster(error) from error
 
 
 def device_resource(profile: HardwareProfile) -> str:
@@ -209,10 +224,19 @@ def _device_need(profile: HardwareProfile) -> Need:
     )
 
 
+@lru_cache(maxsize=4)
+def _sees(marker: str) -> bool:
+    """Whether this machine has the file; asked once, as a process that works with copies is to stay with them."""
+    return Path(marker).exists()
+
+
 @lru_cache(maxsize=1)
 def _stage_task() -> Any:
-    """The task of a stage; made once, since Ray keeps each that is made for as long as the search runs."""
-    return the_ray().remote(num_cpus=0, max_retries=0)(work)
+    """The task of a stage; made once, since Ray keeps each that is made for as long as the search runs.
+
+    It runs outside of the placement group of whoever asks, which has nothing for it.
+    """
+    return the_ray().remote(num_cpus=0, max_retries=0, scheduling_strategy="DEFAULT")(work)
 
 
 @lru_cache(maxsize=1)
@@ -223,4 +247,7 @@ def _training_task(gpus: float) -> Any:
 
 @lru_cache(maxsize=4)
 def _shelf(run_id: str) -> Any:
-    return the_ray().get_actor(shelf_name(run_id), namespace=NAMESPACE)
+    try:
+        return the_ray().get_actor(shelf_name(run_id), namespace=NAMESPACE)
+    except ValueError as error:
+        raise lost_cluster(error) from error

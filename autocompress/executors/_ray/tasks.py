@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from autocompress.executors._base import settle
+from autocompress.executors._base import prepare_process
 from autocompress.executors._ray.losses import loss
 from autocompress.point import summarize
 from autocompress.probe import Probe
@@ -40,7 +40,13 @@ class Outcome:
     error: Exception | None = None
     trace: str = ""
 
-    def settle(self, future: Future[Any]) -> None:
+    def unwrapped(self) -> Any:
+        """The result; an error is raised, with the traceback as its cause."""
+        if self.error is not None:
+            raise self.error from RemoteTraceback(self.trace)
+        return self.result
+
+    def pass_on_to(self, future: Future[Any]) -> None:
         """End a future with it; an error has the traceback as its cause."""
         if self.error is None:
             future.set_result(self.result)
@@ -59,7 +65,7 @@ class RemoteTraceback(Exception):
 def work(function: Callable[..., Any], args: tuple[Any, ...], threads: int) -> Outcome:
     """Call a function in a worker that keeps torch warm."""
     hide_gpus()
-    settle(threads)
+    prepare_process(threads)
     return attempt(function, args)
 
 
@@ -77,13 +83,6 @@ def hide_gpus() -> None:
     """See no GPU from now on, if this process is to see none."""
     if os.environ.get(HIDDEN):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def opened(outcome: Outcome) -> Any:
-    """The result of a call; its error is raised."""
-    if outcome.error is not None:
-        raise outcome.error from RemoteTraceback(outcome.trace)
-    return outcome.result
 
 
 def title(function: Callable[..., Any], args: tuple[Any, ...]) -> str:

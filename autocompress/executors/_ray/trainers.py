@@ -13,8 +13,9 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from autocompress.errors import DeviceUnavailable, InvalidInput, TeamBroken, one_line
-from autocompress.executors._base import settle
+from autocompress.errors import DeviceUnavailable, InvalidInput, TeamBroken
+from autocompress.exchange import exchanging
+from autocompress.executors._base import prepare_process
 from autocompress.executors._ray.connecting import the_ray
 from autocompress.executors._ray.needs import LOOK_S, TRAINER_WAIT_S, Need, Patience, quantity
 from autocompress.executors._ray.tasks import WITH_GPUS, WITHOUT_GPUS, Outcome, hide_gpus, work
@@ -65,7 +66,7 @@ class Crew:
         )
 
 
-ALONE = Crew()
+ONE_TRAINER = Crew()
 """One process, on processors."""
 
 
@@ -101,7 +102,7 @@ class Team:
     """
 
     def __init__(self, trial: int) -> None:
-        threading.Thread(target=_end_with, args=(trial,), daemon=True).start()
+        threading.Thread(target=_end_after, args=(trial,), daemon=True).start()
 
     def train(
         self, crew: Crew, name: str, function: Callable[..., Any], args: tuple[Any, ...], tell: Callable[[str], None]
@@ -124,7 +125,7 @@ class Team:
             while not group.wait(LOOK_S):
                 patience.look()
             trainers = [_trainer(crew, group, rank) for rank in range(crew.trainers)]
-            _introduce(trainers, crew)
+            _introduce(trainers, crew, patience)
             named = [trainer.work.options(name=f"{name} ({rank + 1})") for rank, trainer in enumerate(trainers)]
             return _outcome([call.remote(function, args, crew.threads) for call in named])
         except DeviceUnavailable as error:
@@ -150,7 +151,7 @@ class Trainer:
     def prepare(self, threads: int) -> bool:
         """Load what training needs; returns whether this process can exchange data by NCCL."""
         hide_gpus()
-        settle(threads)
+        prepare_process(threads)
         import torch
         import torch.distributed as dist
 
@@ -176,22 +177,20 @@ class Trainer:
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         patience = timedelta(seconds=MEETING_S)
-        try:
+        with exchanging(f"trainer {rank + 1} of {trainers} did not reach the others"):
             store = self._store or TCPStore(*place, trainers, is_master=False, timeout=patience)
             silence = timedelta(seconds=SILENCE_S)
             dist.init_process_group(backend, store=store, rank=rank, world_size=trainers, timeout=silence)
             for device in ("cpu", "cuda") if "nccl" in backend else ("cpu",):
                 dist.all_reduce(torch.zeros(1, device=device))
-        except RuntimeError as error:
-            raise TeamBroken(f"trainer {rank + 1} of {trainers} did not reach the others: {one_line(error)}") from error
 
     def work(self, function: Callable[..., Any], args: tuple[Any, ...], threads: int) -> Outcome:
         """Call a function."""
         return work(function, args, threads)
 
 
-def _end_with(number: int) -> None:
-    """End this process with another one of this machine, and at once: Ray ends what it has started."""
+def _end_after(number: int) -> None:
+    """End this process as soon as another one of this machine has ended: Ray ends what it has started."""
     import psutil  # that of Ray
 
     with suppress(psutil.NoSuchProcess):
@@ -214,10 +213,22 @@ def _trainer(crew: Crew, group: Any, rank: int) -> Any:
     return made.remote()
 
 
-def _introduce(trainers: Sequence[Any], crew: Crew) -> None:
-    """Make trainers know one another."""
+def _introduce(trainers: Sequence[Any], crew: Crew, patience: Patience) -> None:
+    """Make trainers know one another.
+
+    Raises:
+        DeviceUnavailable: If some have not begun for too long, as their node is gone.
+        TeamBroken: If they don't reach one another.
+        GetTimeoutError: If they take too long for that.
+    """
     ray, count = the_ray(), len(trainers)
-    know_nccl = ray.get([trainer.prepare.remote(crew.threads) for trainer in trainers])
+    pending = preparing = [trainer.prepare.remote(crew.threads) for trainer in trainers]
+    while pending:
+        ready, pending = ray.wait(pending, num_returns=len(pending), timeout=LOOK_S)
+        ray.get(ready)  # one that is lost is told at once
+        if pending:
+            patience.look()
+    know_nccl = ray.get(preparing)
     backend = "cpu:gloo,cuda:nccl" if crew.has_whole_gpus and all(know_nccl) else "gloo"
     place = ray.get(trainers[0].invite.remote(count))
     meetings = [trainer.meet.remote(rank, count, place, backend) for rank, trainer in enumerate(trainers)]
