@@ -30,19 +30,10 @@ from autocompress.objective import (
 from autocompress.plan import Plan
 from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
+from autocompress.request import Request, make_config, require_same
 from autocompress.run import Run
 from autocompress.run_directory import RunConfig, RunDirectory
-from autocompress.session import (
-    Means,
-    Request,
-    Session,
-    clock_of,
-    describe,
-    make_config,
-    mend,
-    require_same,
-    search_in,
-)
+from autocompress.session import Means, Session, clock_of, describe, mend, search_in
 from autocompress.snapshot import Observer
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies import STRATEGIES

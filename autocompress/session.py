@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
-from autocompress import __version__
-from autocompress.cluster import Cluster
 from autocompress.duration import format_duration
-from autocompress.errors import AutocompressError, InvalidInput, RunDirectoryError
+from autocompress.errors import AutocompressError
 from autocompress.executors import TrialExecutor
 from autocompress.interrupts import Interrupts
 from autocompress.landscapes import landscape
 from autocompress.loop import TICK_S, Calls, Clock, SearchLoop, TrialTimes
 from autocompress.machine_events import MachineEvents
-from autocompress.objective import (
-    Direction,
-    check_shares,
-    make_objectives,
-    measured_objectives,
-    parse_constraints,
-)
 from autocompress.plan import ORIGINAL, Plan
 from autocompress.planner import choices_left_out, planner, policies_left_out, policy_plans, resolve_epochs
-from autocompress.profile import HardwareProfile
 from autocompress.record import Proposal, Record, Trial
+from autocompress.request import auto_epochs
 from autocompress.run import Run
 from autocompress.run_directory import RunConfig, RunDirectory
 from autocompress.screen import Screen
@@ -49,36 +36,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TRIALS_IN_BUDGET = 40
-"""Trials with recovery that "auto" epochs let fit into a budget."""
-
-FULL_TRAININGS = 6
-"""The same for strategies that begin with little training and prolong that of the best."""
-
 MUCH = 0.5
 """Share of the budget that is told where it is spent before the first trial."""
-
-EPOCHS = (2, 40)
-"""Fewest and most epochs that "auto" gives."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A search as asked for, before the task is known."""
-
-    budget_s: float | None
-    trials: int | None
-    space: SearchSpace
-    profiles: tuple[HardwareProfile, ...]
-    strategy: str
-    objectives: tuple[str, ...]
-    constraints: tuple[str, ...]
-    max_drop: float | None
-    workers: int
-    seed: int
-    score_on_device: bool
-    executor: str
-    cluster: Cluster
 
 
 @dataclass(frozen=True)
@@ -128,7 +87,7 @@ class Session:
         baseline = self._call(config, worker.run_baseline, Trial(0, Plan(), config.seed, 1.0, Proposal("baseline")))
         self._tell(config, "looking at layers and the time of an epoch")
         self._survey = self._call(config, worker.survey, config.space)
-        space = resolve_epochs(config.space, _auto_epochs(config, self._survey.epoch_s))
+        space = resolve_epochs(config.space, auto_epochs(config, self._survey.epoch_s))
         planner(space, self._survey.models, config.target)  # refuses what leaves nothing to search, in time
         self._directory.write_config(replace(config, space=space, epoch_s=self._survey.epoch_s))
         self._directory.append(baseline)
@@ -391,88 +350,3 @@ def _announce(
             direction=config.direction if config else "maximize",
         )
     )
-
-
-def make_config(request: Request, description: Description, source: TaskSource) -> RunConfig:
-    """The request with everything resolved that the task decides.
-
-    Raises:
-        InvalidInput: If objectives or constraints don't fit the task's metric.
-    """
-    metric = description.metric
-    direction: Direction = "maximize" if description.maximize else "minimize"
-    texts = request.constraints
-    if request.max_drop is not None:
-        if request.max_drop < 0:
-            raise InvalidInput(f"max_drop {request.max_drop:g}: expected a number from 0 up, in points")
-        texts += (_drop_constraint(request.max_drop, description),)
-    machines = [profile.name for profile in request.profiles]
-    known = (metric, *(objective.name for objective in measured_objectives(machines)))
-    constraints = parse_constraints(texts, known)
-    check_shares(constraints, (metric,) if description.is_percentage else ())
-    return RunConfig(
-        task=description.task,
-        task_reference=source.reference,
-        metric=metric,
-        is_percentage=description.is_percentage,
-        direction=direction,
-        fingerprints=description.fingerprints,
-        space=request.space,
-        profiles=request.profiles,
-        objectives=make_objectives(request.objectives, metric, direction, machines),
-        constraints=constraints,
-        strategy=request.strategy,
-        budget_s=request.budget_s,
-        trials=request.trials,
-        workers=request.workers,
-        seed=request.seed,
-        versions=_versions(),
-        machine=platform.node(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        score_on_device=request.score_on_device,
-        executor=request.executor,
-        cluster=request.cluster,
-    )
-
-
-def _drop_constraint(max_drop: float, description: Description) -> str:
-    """The bound on the metric: points below the baseline for shares, percent of the baseline for others."""
-    share, sign = max_drop / 100, -1 if description.maximize else 1
-    if description.is_percentage:
-        return f"{description.metric}>=baseline-{share!r}" if sign < 0 else f"{description.metric}<=baseline+{share!r}"
-    return f"{description.metric}{'>=' if sign < 0 else '<='}baseline*{1 + sign * share!r}"
-
-
-def _auto_epochs(config: RunConfig, epoch_s: float) -> int:
-    """Epochs of a full recovery.
-
-    A strategy with rungs gives them to a few models alone, others give them to all that are trained.
-    """
-    low, high = EPOCHS
-    rungs = STRATEGIES[config.strategy].has_rungs
-    if config.budget_s is None:
-        return 9 if rungs else 8
-    trained = FULL_TRAININGS if rungs else TRIALS_IN_BUDGET
-    each_s = 0.6 * config.budget_s * config.workers / trained
-    return int(min(high, max(low, each_s / (1.5 * epoch_s))))
-
-
-def require_same(config: RunConfig, description: Description, path: str | Path, *, accept_changes: bool) -> None:
-    """Refuse to go on with another task.
-
-    Raises:
-        RunDirectoryError: Naming what differs.
-    """
-    now = description.fingerprints
-    changed = sorted(key for key in config.fingerprints if now.get(key) != config.fingerprints[key])
-    if changed and not accept_changes:
-        raise RunDirectoryError(
-            f"run {path}: not the same {', '.join(changed)} as when the search began; start a new search, or go on "
-            "all the same with --accept-changes"
-        )
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "onnx", "onnxruntime", "optuna", "numpy")
-    own = {"python": platform.python_version(), "autocompress": __version__}
-    return own | {name: version(name) for name in names}

@@ -20,7 +20,7 @@ LAYERS = {
     2: {"graph"},
     3: {"methods", "recovery", "formats", "devices", "executors"},
     4: {"planner", "landscapes", "pipeline", "profiling", "storage", "strategies", "loop", "report"},
-    5: {"api", "run", "checks", "session", "tune", "worker"},
+    5: {"api", "run", "checks", "request", "session", "tune", "worker"},
     6: {"cli", "__main__"},
 }
 """Modules and packages directly below `autocompress`, by layer; a layer imports those below it."""

@@ -18,20 +18,11 @@ from autocompress.errors import DeviceUnavailable, SearchFailed
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Clock
 from autocompress.record import Record, Trial
+from autocompress.request import Request, make_config, require_same
 from autocompress.run_directory import RunDirectory
 from autocompress.screen import Screen
 from autocompress.serialization import from_json
-from autocompress.session import (
-    Means,
-    Request,
-    Session,
-    clock_of,
-    describe,
-    make_config,
-    mend,
-    require_same,
-    search_in,
-)
+from autocompress.session import Means, Session, clock_of, describe, mend, search_in
 from autocompress.task import Task
 from autocompress.task_source import TaskSource, sent
 from autocompress.tune.handover import Handed, Handover, Known, forget_site
