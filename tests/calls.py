@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 from autocompress.profile import HardwareProfile
 from autocompress.site import Site
@@ -36,6 +37,11 @@ def share_process(seconds: float) -> tuple[int, int]:
 def share_device(site: Site, profile: HardwareProfile, seconds: float) -> tuple[int, int]:
     """The same where a machine measures."""
     return site.at_device(profile, share_process, seconds)
+
+
+def say(site: Site, line: str) -> None:
+    """Add a line to the log of the run."""
+    site.log(Path(), line)
 
 
 def train_with_patience(site: Site, seconds: float) -> int:

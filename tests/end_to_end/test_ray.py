@@ -32,7 +32,7 @@ from autocompress.executors.ray import RayExecutor
 from autocompress.record import TAKEN_UP
 from autocompress.run_directory import RunDirectory
 from autocompress.snapshot import Snapshot
-from tests.calls import share_device, train_with_patience
+from tests.calls import say, share_device, train_with_patience
 from tests.tasks.stripes import task
 
 TASK = str(Path(__file__).parents[1] / "tasks" / "stripes.py")
@@ -227,6 +227,15 @@ def test_a_search_says_that_no_node_is_left_for_its_trials(cluster: Any) -> None
             wait_until(lambda: len(lines) == 2)
     assert re.match(r"machines with 5 CPUs and 1\.5 GB of memory are waited for; trials run on no others", lines[0])
     assert lines[1] == "machines with 5 CPUs and 1.5 GB of memory are back"
+
+
+def test_a_shelf_that_dies_is_no_fault_of_the_trials(cluster: Any, tmp_path: Path) -> None:
+    with RayExecutor(1, 1, Cluster(cluster.address)) as executor:
+        executor.begin(RunDirectory.create(tmp_path / "run").path)
+        executor.submit(say, executor.site, "it is well").result(120)
+        ray.kill(executor._shelf)
+        with pytest.raises(DeviceUnavailable, match="Ray cluster: lost: "):
+            executor.submit(say, executor.site, "it is gone").result(120)
 
 
 def test_a_job_may_be_given_what_is_passed_on_anyway(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:

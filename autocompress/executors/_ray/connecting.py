@@ -299,14 +299,15 @@ def fitting_trainers(cluster: Cluster, threads: int) -> int:
 
 
 def room_in(node: Mapping[str, float], needed: Mapping[str, float]) -> int:
-    """How many times a node has all of some resources, above zero; a part of a GPU is of a single one."""
-    return min(_times(node.get(name, 0.0), least, name) for name, least in needed.items() if least)
+    """How many times a node has all that is needed of Ray's resources; a part of a GPU is of a single one."""
+    return min(_room_of(name, node.get(name, 0.0), least) for name, least in needed.items() if least)
 
 
-def _times(has: float, least: float, name: str) -> int:
+def _room_of(name: str, has: float, least: float) -> int:
+    rounding = 1e-9
     if name == "GPU" and least < 1:
-        return int(has) * _times(1.0, least, "part of one")
-    return int(has / least + 1e-9)
+        return int(has) * int(1 / least + rounding)
+    return int(has / least + rounding)
 
 
 def has_processors(found: Iterable[Mapping[str, float]]) -> bool:
