@@ -12,7 +12,8 @@ class Workers(RayExecutor):
     """Carries calls out on the cluster on which Tune carries out the trials, and tells these where that is.
 
     The calls wait for no CPU. The loop never has more at work than it has workers, trials among them, and Tune keeps
-    the CPU of an ended trial for the next: who waited for one might wait for ever.
+    the CPU of an ended trial for the next: who waited for one might wait for ever. They see the GPUs of their nodes, so
+    that an epoch takes as long as in a trial that Tune gives one.
     """
 
     def __init__(self, workers: int) -> None:

@@ -193,6 +193,7 @@ def test_training_has_gpus_of_the_cluster(cluster: Any, tmp_path: Path) -> None:
     trained = [record for record in records if record.status == "complete" and record.plan.recovery.epochs]
     assert trained
     assert all("recovered_score" in record.details and TAKEN_UP not in record.details for record in trained)
+    assert all(record.training_s and record.seconds["wait"] for record in trained), "its process had to begin"
 
 
 def test_training_gives_up_where_its_gpus_are_gone_for_good(cluster: Any, tmp_path: Path) -> None:
