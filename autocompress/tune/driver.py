@@ -90,8 +90,8 @@ class Driver:
         self._order, self._is_new = order, known is None
         self._stop, self._handover = _Stop(), Handover(order.directory)
         self._begun: dict[Future[Record], Trial] = {}
-        forget_site(order.directory)
         if known is not None:
+            forget_site(order.directory)
             self._begun = self._handover.go_on(known, self._recorded())
         self._thread = threading.Thread(target=self._run, name=f"search in {order.directory}")
         self._thread.start()

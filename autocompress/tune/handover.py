@@ -15,6 +15,7 @@ from typing import Any
 from autocompress.errors import DeviceUnavailable
 from autocompress.point import summarize
 from autocompress.record import Record, Trial
+from autocompress.run_directory import RunDirectory
 from autocompress.screen import Screen
 from autocompress.serialization import from_json, to_json, write_atomically
 from autocompress.site import Site
@@ -75,8 +76,10 @@ def write_site(directory: Path, site: Site) -> None:
 
 
 def forget_site(directory: Path) -> None:
-    """Let trials wait from now on, as the process that searched is gone."""
-    (directory / FOLDER / SITE).unlink(missing_ok=True)
+    """Let trials wait from now on, as the process that searched is gone; if it is at work still, nothing happens."""
+    path = directory / FOLDER / SITE
+    if path.is_file() and not RunDirectory(directory).is_locked():
+        path.unlink()
 
 
 def await_site(directory: Path) -> Site:

@@ -16,6 +16,7 @@ from autocompress.executors import EXECUTORS
 from autocompress.executors._ray import connecting, folders, mirror
 from autocompress.executors._ray.needs import Need
 from autocompress.executors._ray.shelf import Shelf, whole_files
+from autocompress.executors._ray.site import RaySite
 from autocompress.executors._ray.tasks import title, work
 from autocompress.formats import onnx_runtime
 from autocompress.formats.onnx_export import export
@@ -66,6 +67,11 @@ def test_without_ray_the_executor_says_how_to_install_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InvalidInput, match=r"pip install 'autocompress\[ray\]'"):
         EXECUTORS["ray"](1, 1)
+
+
+def test_what_trains_without_gpus_and_others_trains_where_the_trial_runs() -> None:
+    """Where all CPUs are taken, another process might never begin."""
+    assert RaySite("test").at_trainer(os.getpid) == os.getpid()
 
 
 def test_the_title_of_a_call_tells_trial_and_plan() -> None:

@@ -14,6 +14,7 @@ from autocompress.errors import DeviceUnavailable, InvalidInput, UnknownName
 from autocompress.executors._ray.site import RaySite
 from autocompress.plan import Plan, Recovery, Step
 from autocompress.record import Record, Trial
+from autocompress.run_directory import RunDirectory
 from autocompress.screen import Screen
 from autocompress.serialization import from_json
 from autocompress.task_source import TaskSource
@@ -115,7 +116,9 @@ def test_a_trial_waits_for_the_search_that_goes_on(tmp_path: Path, monkeypatch: 
     sites = [RaySite(name, str(tmp_path), declared=frozenset({"device:board"})) for name in ("before", "after")]
     forget_site(tmp_path)
     write_site(tmp_path, sites[0])
-    assert await_site(tmp_path) == sites[0]
+    with RunDirectory(tmp_path).locked():
+        forget_site(tmp_path)
+    assert await_site(tmp_path) == sites[0], "another process searches there"
     forget_site(tmp_path)
     with ThreadPoolExecutor(1) as trial:
         found = trial.submit(await_site, tmp_path)
