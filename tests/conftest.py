@@ -38,6 +38,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--plans", type=int, default=200, help="random plans of three or more methods (default: 200)")
 
 
+STARTS_RAY = {"test_every_executor", "test_ray", "test_ray_client", "test_tune"}
+"""Files whose tests start clusters of Ray; two that start at the same time may take each other's ports."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes run the tests, one has those of a file, and one all that start Ray."""
+    for item in items:
+        group = "ray" if item.path.stem in STARTS_RAY else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 settings.register_profile("project", deadline=None, derandomize=True)  # a busy machine is no failure
 settings.load_profile("project")
 
