@@ -25,7 +25,7 @@ from autocompress.objective import Constraint, Direction, Objective
 from autocompress.point import Point, as_csv, confirmed, make_point
 from autocompress.probe import Sensitivity
 from autocompress.profile import HardwareProfile, made_for
-from autocompress.record import Confirmation, DeviceScore, Record
+from autocompress.record import Confirmation, DeviceScore, Record, Trial
 from autocompress.serialization import dumps, from_data, from_json, to_json, write_atomically
 from autocompress.space import SearchSpace
 
@@ -49,6 +49,9 @@ FORMAT = 2
 
 NEAR_MISSES = 3
 """Models that are named where none obeys the constraints."""
+
+BEGUN = "begun.jsonl"
+"""The file with a line for each trial that began."""
 
 CANCELLED = "cancelled"
 """The reason in the last sign of life of a search that was told twice to stop."""
@@ -318,6 +321,28 @@ class RunDirectory:
             file.write(b"".join(to_json(line).encode() + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
+
+    def note_begun(self, trial: Trial) -> None:
+        """Write down that a trial begins, so that a process that goes on begins it again if this one is killed.
+
+        Raises:
+            RunDirectoryError: If the disk is full or the folder can't be written.
+        """
+        with self._writing(), (self.path / BEGUN).open("ab") as file:
+            file.write(b"\n" + to_json(trial).encode())  # after a line that was cut short a new one begins
+
+    def unfinished(self) -> tuple[Trial, ...]:
+        """The trials that began and have no record, by number; of one number the latest. Lines cut short are none."""
+        path = self.path / BEGUN
+        if not path.is_file():
+            return ()
+        recorded = {record.number for record in self.records()}
+        begun: dict[int, Trial] = {}
+        for line in path.read_bytes().splitlines():
+            with suppress(InvalidInput):
+                trial = from_json(Trial, line)
+                begun[trial.number] = trial
+        return tuple(trial for number, trial in sorted(begun.items()) if number not in recorded)
 
     def lines(self) -> tuple[Line, ...]:
         """All lines of `records.jsonl`; a last line cut short by a crash is left out.

@@ -142,6 +142,7 @@ class Session:
             interrupts=self._interrupts,
             observer=self._observer,
             begun=begun,
+            unfinished=() if self._means.run else self._directory.unfinished(),  # whoever runs them looks after them
         )
         run = Run(self._directory.path)
         try:

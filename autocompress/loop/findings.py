@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from autocompress.probe import Sensitivity
-from autocompress.record import Confirmation, DeviceScore, Record
+from autocompress.record import Confirmation, DeviceScore, Record, Trial
 from autocompress.run_directory import Line, RunConfig, RunDirectory
 
 
@@ -29,6 +29,10 @@ class Findings:
         """How many trials ended how, the baseline left out."""
 
         self.renew_front()
+
+    def begin(self, trial: Trial) -> None:
+        """Write down that a trial begins."""
+        self.directory.note_begun(trial)
 
     def add(self, *lines: Line) -> None:
         """Write something down, then keep it."""

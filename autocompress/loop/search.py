@@ -75,6 +75,7 @@ class SearchLoop:
         interrupts: Requests to stop.
         observer: Told what happens.
         begun: Trials that an earlier process began and that go on elsewhere, of which the strategy knows nothing yet.
+        unfinished: Those of which none goes on: they are begun again.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class SearchLoop:
         interrupts: Interrupts,
         observer: Observer | None,
         begun: Mapping[Future[Record], Trial] = MappingProxyType({}),
+        unfinished: Sequence[Trial] = (),
     ) -> None:
         self._findings = Findings(directory)
         self._config: RunConfig = self._findings.config
@@ -96,11 +98,11 @@ class SearchLoop:
         self._times = times
         self._interrupts = interrupts
         self._budget = Budget(clock, self._config.budget_s)
-        self._telling = Telling(self._findings, clock, observer, busy=lambda: self._busy)
+        self._telling = Telling(self._findings, clock, observer, busy=lambda: self._busy + len(self._begun))
         self._patience = Waiting(calls, self._budget, self._telling, interrupts)
         course = Course(self._findings, calls, self._patience, self._budget, self._telling)
         self._confirming, self._device_scoring = Confirming(course), DeviceScoring(course)
-        self._begun = dict(begun)
+        self._begun, self._unfinished = dict(begun), unfinished
         self._running: dict[Future[Record], Trial] = {}
         self._looking: dict[Future[Sensitivity], tuple[Probe, float]] = {}
         """What is looked at, and since when."""
@@ -130,7 +132,7 @@ class SearchLoop:
         Raises:
             SearchFailed: If the first trials all fail with one error.
             DeviceUnavailable: If there is nothing to measure on. The trials that ran have no record: a later process
-                may propose them again.
+                begins them again.
         """
         self._device_scoring.score_baseline()
         if self._findings.confirmations:  # of an earlier process, which had no time for all scores
@@ -163,6 +165,7 @@ class SearchLoop:
 
     def _land(self) -> None:
         """Take in what an earlier process began, before anything is proposed: strategies go by the records alone."""
+        self._begin_again()
         while self._begun:
             try:
                 done = self._patience.for_some(self._begun)
@@ -176,6 +179,21 @@ class SearchLoop:
                     self._end_without_device(lost)
                 if not future.cancelled():
                     self._take_in([self._finished(future, trial)])
+
+    def _begin_again(self) -> None:
+        """Begin what an earlier process left unfinished, as far as trials and time reach."""
+        for trial in self._unfinished[: self._trials_left(len(self._begun))]:
+            fitting = self._fitting(trial)
+            if fitting is not None:
+                self._begun[self._calls.run(fitting, self._screen())] = fitting
+        if self._unfinished and self._begun:
+            numbers = ", ".join(str(trial.number) for trial in self._begun.values())
+            self._telling.tell(f"begun again, as they had not ended: {numbers}")
+
+    def _trials_left(self, at_work: int) -> int | None:
+        """How many trials may begin beside some that are at work; None for any number."""
+        limit = self._config.trials
+        return None if limit is None else max(0, limit - (len(self._findings.records) - 1) - at_work)
 
     def _search(self) -> Ending:
         """Start and collect trials; returns why it ended."""
@@ -204,9 +222,8 @@ class SearchLoop:
         """Start the next trial or look at a change; returns why not, if there is no more."""
         if self._interrupts.drain:
             return ASKED
-        limit = self._config.trials
-        if limit is not None and len(self._findings.records) - 1 + len(self._running) >= limit:
-            return Ending(f"the limit of trials, {limit}, is reached")
+        if self._trials_left(len(self._running)) == 0:
+            return Ending(f"the limit of trials, {self._config.trials}, is reached")
         if self._waiting is None:
             self._waiting = self._strategy.ask()
         if self._waiting is None:
@@ -218,6 +235,7 @@ class SearchLoop:
         if trial is None:
             return self._spent(self._times.least_s(self._waiting))
         self._waiting = None
+        self._findings.begin(trial)
         self._running[self._calls.run(trial, self._screen())] = trial
         return None
 
@@ -379,7 +397,7 @@ class SearchLoop:
             )
 
     def _drop(self, why: str) -> None:
-        """Kill what runs; it has no record, and a later process may propose it again."""
+        """Kill what runs; it has no record, and a later process begins it again."""
         if self._busy:
             names = ", ".join(str(trial.number) for trial in self._running.values()) or "none"
             self._findings.directory.log(f"dropped running trials {names}: {why}")

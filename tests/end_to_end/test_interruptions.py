@@ -88,7 +88,8 @@ def test_a_search_killed_again_and_again_repeats_and_loses_nothing(folder: Path,
     done = search(folder, "--resume", "run", "--trials", str(len(known)))
     found = trials(run)
     assert keys(found)[: len(known)] == keys(known)
-    assert len({number for number, _ in keys(found)}) == len({plan for _, plan in keys(found)}) == len(known) + 1
+    assert {number for number, _ in keys(found)} == set(range(len(known) + 1)), "none that began is left out"
+    assert len({plan for _, plan in keys(found)}) == len(found) == len(known) + 1
     assert done["status"] == "complete"
     assert done["elapsed_s"] > spent
 

@@ -34,6 +34,10 @@ METRIC = {"accuracy": 0.9, "latency_ms": 1.0, "latency_ratio": 1.0, "size_bytes"
 MEASURED = Measurement(1.0, 1.0, (0.99, 1.01), 1.0, 1.1, 1.0, 1, 0, 1, "test")
 
 
+class Killed(BaseException):
+    """What nothing in the search handles."""
+
+
 class Listed(SearchStrategy):
     """Proposes what it is given, in order, and keeps what it is told."""
 
@@ -106,7 +110,13 @@ class Bench:
         values = {**METRIC, "accuracy": 0.9 * share, "latency_ms": share, "latency_ratio": share}
         return self.complete(trial, values)
 
-    def run(self, strategy: SearchStrategy, begun: Mapping[Future[Record], Trial] = {}, **times: float) -> RunStatus:
+    def run(
+        self,
+        strategy: SearchStrategy,
+        begun: Mapping[Future[Record], Trial] = {},
+        unfinished: Sequence[Trial] = (),
+        **times: float,
+    ) -> RunStatus:
         clock = Clock(times.get("spent_s", 0.0), time.monotonic())
         loop = SearchLoop(
             directory=self.directory,
@@ -117,6 +127,7 @@ class Bench:
             interrupts=self.interrupts,
             observer=self.snapshots.append,
             begun=begun,
+            unfinished=unfinished,
         )
         return loop.run()
 
@@ -332,6 +343,35 @@ def test_every_trial_is_run_told_and_recorded_once(tmp_path: Path) -> None:
     assert bench.run(strategy) == "complete"
     assert [record.number for record in strategy.told] == [1, 2, 3, 4]
     assert [line.number for line in bench.directory.lines() if isinstance(line, Record)] == [0, 1, 2, 3, 4]
+
+
+def test_trials_that_had_not_ended_come_first_in_the_next_process(tmp_path: Path) -> None:
+    bench, listed = Bench(tmp_path / "run", trials=4), plans(4)
+
+    def outcome(trial: Trial) -> Record:
+        if trial.number == 2:
+            raise Killed
+        return bench.improving(trial)
+
+    bench.outcome = outcome
+    with pytest.raises(Killed):
+        bench.run(Listed(listed))
+    unfinished = bench.directory.unfinished()
+    assert [trial.number for trial in unfinished] == [2]
+
+    bench.outcome, strategy = bench.improving, Listed(listed)
+    strategy.number = 2
+    assert bench.run(strategy, unfinished=unfinished) == "complete"
+    assert [record.trial for record in strategy.told[:1]] == list(unfinished)
+    assert [line.number for line in bench.directory.lines() if isinstance(line, Record)] == [0, 1, 2, 3, 4]
+    assert bench.directory.unfinished() == ()
+
+
+def test_no_more_is_begun_again_than_trials_are_left(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", trials=1)
+    unfinished = [Trial(number, plan) for number, plan in enumerate(plans(3), 1)]
+    bench.run(Listed([]), unfinished=unfinished)
+    assert [trial.number for trial in bench.ran] == [1]
 
 
 def test_the_front_is_confirmed_on_test_data_with_its_baseline(tmp_path: Path) -> None:

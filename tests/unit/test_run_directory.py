@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def test_a_last_line_cut_short_is_left_out_and_set_aside(directory: RunDirectory
     assert directory.repair() == len(torn)
     assert path.read_bytes() == whole
     assert (directory.path / "records.jsonl.torn").read_bytes() == torn + b"\n"
+
+
+def test_trials_that_began_and_have_no_record_are_known_through_crashes(directory: RunDirectory) -> None:
+    known = directory.records()[1].trial
+    first, second, cut = (replace(known, number=number) for number in (97, 98, 99))
+    for trial in (known, second, first):
+        directory.note_begun(trial)
+    assert directory.unfinished() == (first, second)
+    directory.note_begun(cut)
+    path = directory.path / "begun.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert directory.unfinished() == (first, second)
+    shortened = replace(first, fidelity=0.5)
+    directory.note_begun(shortened)
+    assert directory.unfinished() == (shortened, second)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30, 200])
