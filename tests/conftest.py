@@ -39,9 +39,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 STARTS_RAY = {"test_every_executor", "test_ray", "test_ray_client", "test_tune"}
-"""Files whose tests start clusters of Ray; two that start at the same time may take each other's ports."""
+"""Files whose tests start clusters of Ray, each of which takes itself to be alone on the machine."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes run the tests, one has those of a file, and one all that start Ray."""
     for item in items:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -303,6 +304,24 @@ def test_gpus_are_not_refused_by_a_cluster_that_grows(monkeypatch: pytest.Monkey
     fake.has.append({"CPU": 4.0, "GPU": 0.0})
     with pytest.raises(InvalidInput, match="gpus per trial 1: no node of the cluster has more than 0"):
         connecting.require_gpus(1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Ray looks at TMPDIR on Linux alone")
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_cluster_that_was_killed_is_known_by_its_note(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_TMPDIR", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert not connecting._is_left_over()
+    noted = Path(pytest.importorskip("ray._common.utils").get_ray_address_file(None))
+    assert noted.parent == tmp_path / "ray"
+    noted.parent.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        noted.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        assert not connecting._is_left_over()
+    assert connecting._is_left_over()
 
 
 def has_nodes(monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[int, float]]) -> None:

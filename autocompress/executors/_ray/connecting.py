@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -178,10 +180,17 @@ def _answers(address: str) -> bool:
 
 def _is_left_over() -> bool:
     """Whether Ray would look for a cluster of this machine that was killed: it has left its address."""
-    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    noted = _ray_folder() / "ray_current_cluster"
     if "RAY_ADDRESS" in os.environ or not noted.is_file():
         return False
     return not _answers(noted.read_text(encoding="utf-8").strip())
+
+
+def _ray_folder() -> Path:
+    """Where Ray notes the cluster of this machine, and looks for it."""
+    variables = ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",)
+    usual = tempfile.gettempdir() if sys.platform == "win32" else "/tmp"
+    return Path(next((os.environ[name] for name in variables if name in os.environ), usual)) / "ray"
 
 
 def require_reached() -> None:
