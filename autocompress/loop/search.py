@@ -225,7 +225,7 @@ class SearchLoop:
         if self._trials_left(len(self._running)) == 0:
             return Ending(f"the limit of trials, {self._config.trials}, is reached")
         if self._waiting is None:
-            self._waiting = self._strategy.ask()
+            self._waiting = self._strategy.ask(self._fits)
         if self._waiting is None:
             self._has_nothing = self._busy > 0
             return None if self._has_nothing else Ending("the space holds nothing new")
@@ -269,6 +269,10 @@ class SearchLoop:
         """Seconds until the front has to be confirmed; infinite without a budget."""
         confirming_s = self._confirming.needed_s(again=self._is_extra_time)
         return self._budget.left_s - confirming_s - self._device_scoring.needed_s()
+
+    def _fits(self, trial: Trial) -> bool:
+        """Whether a trial that began now would end in time, if need be after less training."""
+        return self._fitting(trial) is not None
 
     def _fitting(self, trial: Trial) -> Trial | None:
         """The trial, shortened if need be to end in time for the front to be confirmed."""

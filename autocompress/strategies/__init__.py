@@ -1,5 +1,5 @@
 """Search strategies: what to try next."""
 
-from autocompress.strategies._base import STRATEGIES, Problem, SearchStrategy
+from autocompress.strategies._base import STRATEGIES, Fits, Problem, SearchStrategy, always
 
-__all__ = ["STRATEGIES", "Problem", "SearchStrategy"]
+__all__ = ["STRATEGIES", "Fits", "Problem", "SearchStrategy", "always"]

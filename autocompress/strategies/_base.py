@@ -17,6 +17,14 @@ from autocompress.record import Record, Trial
 from autocompress.registry import Registry
 from autocompress.space import Suggest
 
+Fits = Callable[[Trial], bool]
+"""Whether a trial that began now would end in time."""
+
+
+def always(_: Trial) -> bool:
+    """There is time for every trial."""
+    return True
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -82,8 +90,13 @@ class SearchStrategy(ABC):
     def __init__(self, problem: Problem) -> None: ...
 
     @abstractmethod
-    def ask(self) -> Trial | Probe | None:
-        """The next trial, a change to look at before, or None when nothing new can be found."""
+    def ask(self, fits: Fits = always) -> Trial | Probe | None:
+        """The next trial, a change to look at before, or None when nothing new can be found.
+
+        Args:
+            fits: Whether a trial that began now would end in time. Strategies prefer what does where they can choose;
+                where nothing does, they propose what they would without it.
+        """
 
     @abstractmethod
     def tell(self, record: Record) -> None:

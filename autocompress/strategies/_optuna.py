@@ -21,7 +21,7 @@ from autocompress.plan import Plan, Scalar
 from autocompress.record import Proposal, Record, Trial
 from autocompress.space import Knob, neutral, neutral_answers
 from autocompress.strategies._asking import Asked, distribution_of, offers
-from autocompress.strategies._base import Problem, SearchStrategy, derived_seed
+from autocompress.strategies._base import Fits, Problem, SearchStrategy, always, derived_seed
 from autocompress.strategies._study import Shown, StudyView, new_study, state_of
 
 ATTEMPTS = 20
@@ -58,13 +58,14 @@ class OptunaStrategy(SearchStrategy):
     def make_sampler(self, seed: int) -> BaseSampler:
         """The sampler for one trial."""
 
-    def ask(self) -> Trial | None:
-        """The next uniform policy, then the sampler's next plan that was not tried yet."""
+    def ask(self, fits: Fits = always) -> Trial | None:
+        """The next uniform policy, if there is one that ends in time, then the sampler's next plan not tried yet."""
         number = self._next
-        while self._policies:
-            answers, plan = self._policies.pop(0)
-            if plan.digest not in self._seen:
-                return self._propose(number, "policy", 0, answers)
+        self._policies = [(answers, plan) for answers, plan in self._policies if plan.digest not in self._seen]
+        if self._policies:
+            in_time = (place for place, (_, plan) in enumerate(self._policies) if fits(Trial(number, plan)))
+            answers, _ = self._policies.pop(next(in_time, 0))
+            return self._propose(number, "policy", 0, answers)
         for attempt in range(ATTEMPTS + RANDOM_ATTEMPTS):
             trial = self._propose(number, self.name, attempt)
             if trial is not None:

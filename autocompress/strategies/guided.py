@@ -14,7 +14,7 @@ from autocompress.objective import LATENCY, LATENCY_RATIO, quantity
 from autocompress.plan import ORIGINAL, Plan, Recovery, Scalar
 from autocompress.probe import Probe, Sensitivity
 from autocompress.record import Proposal, Record, Trial
-from autocompress.strategies._base import STRATEGIES, Problem, SearchStrategy, derived_seed
+from autocompress.strategies._base import STRATEGIES, Fits, Problem, SearchStrategy, always, derived_seed
 from autocompress.strategies._guided.accuracy import restored
 from autocompress.strategies._guided.candidates import Candidates
 from autocompress.strategies._guided.models import Models
@@ -130,7 +130,7 @@ class Guided(SearchStrategy):
 
     # -- the strategy's face -------------------------------------------------------------------------------------
 
-    def ask(self) -> Trial | Probe | None:
+    def ask(self, fits: Fits = always) -> Trial | Probe | None:
         """An untrained policy, an entry of the table, the first policy of a kind, or what promises most."""
         while self._untrained:
             answers, plan = self._untrained.pop(0)
@@ -138,7 +138,7 @@ class Guided(SearchStrategy):
             trial = self._propose(Candidates.untrained(plan.architecture, point, "policy"), 0)
             if trial is not None:
                 return trial
-        return self._table.next() or self._policy_of_new_kind() or self._next_trial()
+        return self._table.next() or self._chosen(fits) or self._chosen(always)
 
     def tell(self, record: Record) -> None:
         """Learn from a finished trial."""
@@ -195,7 +195,11 @@ class Guided(SearchStrategy):
 
     # -- what next -----------------------------------------------------------------------------------------------
 
-    def _policy_of_new_kind(self) -> Trial | None:
+    def _chosen(self, fits: Fits) -> Trial | None:
+        """What is next of all trials that end in time."""
+        return self._policy_of_new_kind(fits) or self._next_trial(fits)
+
+    def _policy_of_new_kind(self, fits: Fits) -> Trial | None:
         """The first policy with a kind of change that no trial has had yet, as nothing is known of how it recovers.
 
         None where policies are not trained: of those the table tells as much.
@@ -207,22 +211,22 @@ class Guided(SearchStrategy):
             name, kinds = plan.architecture, kinds_of(plan)
             if name == ORIGINAL and plan.recovery.epochs and not kinds <= known:
                 point = self._landscapes[name].point(answers)
-                trial = self._propose(self._first_rung(name, point[None], ["policy"]), 0)
+                trial = self._propose(self._first_rung(name, point[None], ["policy"]), 0, fits=fits)
                 if trial is not None:
                     self._kinds_at_work[trial.number] = kinds
                     return trial
         return None
 
-    def _next_trial(self) -> Trial | None:
+    def _next_trial(self, fits: Fits) -> Trial | None:
         """The candidate that adds most for its time; None if there is nothing new."""
         block = self._current_block()
         return (
-            self._best_of(self._candidates(block), block)
-            or self._best_of(self._promotions(everyone=True), block)
-            or self._by_chance(block)
+            self._best_of(self._candidates(block), block, fits)
+            or self._best_of(self._promotions(everyone=True), block, fits)
+            or self._by_chance(block, fits)
         )
 
-    def _best_of(self, candidates: Iterator[Candidates], block: _Block) -> Trial | None:
+    def _best_of(self, candidates: Iterator[Candidates], block: _Block, fits: Fits) -> Trial | None:
         """The trial of the candidate that adds most for its time, of those that can be proposed."""
         yardstick, models = self._the_yardstick, self._fitted()
         gain = gained(yardstick, models, self._results.front, self._at_work.values())
@@ -234,13 +238,15 @@ class Guided(SearchStrategy):
         places = [(some, row) for some in found for row in range(len(some))]
         for place in np.argsort(-values, kind="stable").tolist():
             some, row = places[place]
-            trial = self._propose(some, row, block)
+            trial = self._propose(some, row, block, fits)
             if trial is not None:
                 return trial
         return None
 
-    def _propose(self, candidates: Candidates, row: int, block: _Block | None = None) -> Trial | None:
-        """The trial of a candidate; None if what the planner makes of it was tried before."""
+    def _propose(
+        self, candidates: Candidates, row: int, block: _Block | None = None, fits: Fits = always
+    ) -> Trial | None:
+        """The trial of a candidate; None if it does not end in time, or the plan that comes of it was tried before."""
         name, asked, landscape = (
             candidates.architecture,
             candidates.points[row],
@@ -249,26 +255,29 @@ class Guided(SearchStrategy):
         plan, trained = self._planned(candidates, row)
         point, promotes = landscape.realized(plan), int(candidates.promotes[row])
         is_another = not np.array_equal(point, asked) and (name, point.tobytes()) in self._tried
-        self._tried |= {(name, asked.tobytes()), (name, point.tobytes())}
         if plan.digest in self._seen or (is_another and not promotes):
+            self._tried |= {(name, asked.tobytes()), (name, point.tobytes())}
             return None
-        self._promoted.add(promotes)
         attributes: dict[str, Scalar] = {"promotes": promotes} if promotes else {}
         if plan.start is not None:
             attributes |= {"start": int(candidates.starts[row]), "before": float(candidates.before[row])}
         if block is not None:
             attributes |= {"block": block.first, "unknown": ",".join(map(str, block.unknown))}
         attributes |= self._expectations(name, point, trained)
-        number, source, full = self._next, candidates.sources[row], self._training.full[name]
-        fidelity = 1.0
+        source, full, fidelity = candidates.sources[row], self._training.full[name], 1.0
         if full and plan.total_epochs:
             attributes["full"], fidelity = full, min(1.0, trained / full)
+        proposal = Proposal(source, landscape.answers(point), attributes)
+        trial = Trial(self._next, plan, seed=self._problem.seed, fidelity=fidelity, proposal=proposal)
+        if not fits(trial):
+            return None
         self._next += 1
         self._seen.add(plan.digest)
-        self._at_work[number] = name, point, trained
-        self._shown.begin(number, source, self._policies_now.encode(name, point))
-        proposal = Proposal(source, landscape.answers(point), attributes)
-        return Trial(number, plan, seed=self._problem.seed, fidelity=fidelity, proposal=proposal)
+        self._tried |= {(name, asked.tobytes()), (name, point.tobytes())}
+        self._promoted.add(promotes)
+        self._at_work[trial.number] = name, point, trained
+        self._shown.begin(trial.number, source, self._policies_now.encode(name, point))
+        return trial
 
     def _planned(self, candidates: Candidates, row: int) -> tuple[Plan, float]:
         """The plan of a candidate, and the epochs that its model has had in the end."""
@@ -344,7 +353,7 @@ class Guided(SearchStrategy):
         """True if a model has had all its training, or more of it is under way."""
         return result.number in self._promoted or not 0 < result.epochs < self._training.full[result.architecture]
 
-    def _by_chance(self, block: _Block) -> Trial | None:
+    def _by_chance(self, block: _Block, fits: Fits) -> Trial | None:
         """A random point that was not tried; None if none is found."""
         rng = np.random.default_rng(self._seed_of("chance", self._next))
         names = list(self._landscapes)
@@ -354,7 +363,7 @@ class Guided(SearchStrategy):
             drawn = (rng.random(len(landscape.sizes)) * landscape.sizes).astype(np.int64)
             point = landscape.canonical(drawn[None])[0]
             if (name, point.tobytes()) not in self._tried:
-                trial = self._propose(self._first_rung(name, point[None], ["random"]), 0, block)
+                trial = self._propose(self._first_rung(name, point[None], ["random"]), 0, block, fits)
                 if trial is not None:
                     return trial
         return None

@@ -41,7 +41,7 @@ from autocompress.run_directory import RunConfig, RunDirectory
 from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
 from autocompress.space import SearchSpace, load_space
-from autocompress.strategies import STRATEGIES, Problem, SearchStrategy
+from autocompress.strategies import STRATEGIES, Fits, Problem, SearchStrategy, always
 from autocompress.task import FOLDS
 from experiments.search_efficiency.asking import network
 
@@ -113,11 +113,11 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.strategy, name)
 
-    def ask(self) -> Trial | Probe | None:
+    def ask(self, fits: Fits = always) -> Trial | Probe | None:
         """Ask the strategy."""
         started = time.perf_counter()
         try:
-            return self.strategy.ask()
+            return self.strategy.ask(fits)
         finally:
             self.asked_s.append(time.perf_counter() - started)
 

@@ -12,7 +12,7 @@ from autocompress.front import pareto_front
 from autocompress.plan import Scalar
 from autocompress.record import Record, Trial
 from autocompress.space import Suggest, neutral, record_answers
-from autocompress.strategies import STRATEGIES, Problem, SearchStrategy
+from autocompress.strategies import STRATEGIES, Fits, Problem, SearchStrategy, always
 from autocompress.strategies._guided.solver import mutations
 from autocompress.strategies._mating import KnobsOfParents, Mating
 from autocompress.strategies._optuna import OptunaStrategy
@@ -68,7 +68,7 @@ class UniformThenLocal(OptunaStrategy):
         """Answers what local search leaves open."""
         return RandomSampler(seed=seed)
 
-    def ask(self) -> Trial | None:
+    def ask(self, fits: Fits = always) -> Trial | None:
         """A policy, else a change of a model of the front."""
         if not self._policies:
             rng = np.random.default_rng([self._problem.seed, self._next])
@@ -81,7 +81,7 @@ class UniformThenLocal(OptunaStrategy):
                 asked = self._answers(landscape.answers(point))
                 if self._problem.plan(_replayed(asked)).digest not in self._seen:
                     return self._propose(self._next, self.name, 0, asked)
-        return super().ask()
+        return super().ask(fits)
 
     def _answers(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """All answers behind a point, the neutral ones too."""

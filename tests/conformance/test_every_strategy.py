@@ -101,10 +101,15 @@ def go(strategy: SearchStrategy, count: int) -> list[Record]:
 def next_trial(strategy: SearchStrategy) -> Trial | None:
     """The next trial, once everything was looked at that the strategy asks for before."""
     while isinstance(asked := strategy.ask(), Probe):
-        divergence = int(asked.plan.digest[:4], 16) / 0xFFFF
-        values = {"latency_ratio": 1 - divergence / 10, "size_bytes": 2e5 * (1 - divergence / 5)}
-        strategy.note(Sensitivity(asked, divergence=divergence, values=values))
+        strategy.note(entry(asked))
     return asked
+
+
+def entry(probe: Probe) -> Sensitivity:
+    """What looking at a change gives."""
+    divergence = int(probe.plan.digest[:4], 16) / 0xFFFF
+    values = {"latency_ratio": 1 - divergence / 10, "size_bytes": 2e5 * (1 - divergence / 5)}
+    return Sensitivity(probe, divergence=divergence, values=values)
 
 
 @pytest.fixture(params=list(STRATEGIES))
@@ -135,6 +140,16 @@ def test_uniform_policies_come_first(kind: type[SearchStrategy], tmp_path: Path)
     records = go(begun(kind, given), 1 if kind.name == "guided" else len(given.policies))
     assert {record.trial.proposal.source for record in records} == {"policy"}
     assert [record.plan for record in records] == [plan for _, plan in given.policies][: len(records)]
+
+
+def test_where_nothing_ends_in_time_the_next_is_proposed_as_ever(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    for count in (0, 12):  # among the policies, and after them
+        whole, spent = (begun(kind, problem(tmp_path / f"{name}{count}")) for name in "ab")
+        expected = go(whole, count + 1)[-1].trial
+        go(spent, count)
+        while isinstance(found := spent.ask(lambda trial: False), Probe):
+            spent.note(entry(found))
+        assert found == expected
 
 
 def test_the_same_seed_gives_the_same_plans_in_the_same_order(kind: type[SearchStrategy], tmp_path: Path) -> None:

@@ -389,6 +389,21 @@ def test_nothing_untrained_that_needs_training_begins_in_the_last_quarter(tmp_pa
         assert record.plan.start is not None or not record.plan.recovery.epochs
 
 
+def is_untrained(trial: Trial) -> bool:
+    return not trial.plan.recovery.epochs
+
+
+def test_what_ends_in_time_is_proposed_before_what_does_not(tmp_path: Path) -> None:
+    strategy = begun(problem(tmp_path, epoch_s=10.0))
+    number = go(strategy, 12)[-1].number
+    short = strategy.ask(is_untrained)
+    assert isinstance(short, Trial)
+    assert is_untrained(short)
+    assert short.number == number + 1
+    strategy.tell(outcome(short))
+    assert any(not is_untrained(record.trial) for record in go(strategy, 6)), "the others are not forgotten"
+
+
 def test_constraints_are_obeyed_where_it_matters(tmp_path: Path) -> None:
     limit = Constraint.parse("latency_ms<=0.45x")
     records = go(begun(problem(tmp_path, constraints=(limit,))), 30)

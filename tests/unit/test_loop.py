@@ -28,7 +28,7 @@ from autocompress.run_directory import PHASES, RunConfig, RunDirectory, RunStatu
 from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
 from autocompress.space import SearchSpace
-from autocompress.strategies import SearchStrategy
+from autocompress.strategies import Fits, SearchStrategy, always
 
 METRIC = {"accuracy": 0.9, "latency_ms": 1.0, "latency_ratio": 1.0, "size_bytes": 1000.0, "peak_memory_bytes": 1.0}
 MEASURED = Measurement(1.0, 1.0, (0.99, 1.01), 1.0, 1.1, 1.0, 1, 0, 1, "test")
@@ -48,7 +48,7 @@ class Listed(SearchStrategy):
         self.told: list[Record] = []
         self.number = 0
 
-    def ask(self) -> Trial | None:
+    def ask(self, fits: Fits = always) -> Trial | None:
         if self.number == len(self.plans):
             return None
         self.number += 1
@@ -193,8 +193,8 @@ class Looking(Listed):
         self.changes = list(changes)
         self.noted: list[Sensitivity] = []
 
-    def ask(self) -> Trial | Probe | None:  # type: ignore[override]
-        return Probe(self.changes.pop(0)) if self.changes else super().ask()
+    def ask(self, fits: Fits = always) -> Trial | Probe | None:  # type: ignore[override]
+        return Probe(self.changes.pop(0)) if self.changes else super().ask(fits)
 
     def note(self, entry: Sensitivity) -> None:
         self.noted.append(entry)
@@ -258,8 +258,8 @@ class Following(Listed):
 
     name = "following"
 
-    def ask(self) -> Trial | None:
-        return super().ask() if len(self.told) == self.number else None
+    def ask(self, fits: Fits = always) -> Trial | None:
+        return super().ask(fits) if len(self.told) == self.number else None
 
 
 def test_a_strategy_may_have_nothing_to_propose_until_what_is_at_work_has_ended(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_what_an_earlier_process_began_lands_before_anything_is_proposed(tmp_pat
     bench, asked = Bench(tmp_path / "run", trials=4), list[int]()
 
     class Counting(Listed):
-        def ask(self) -> Trial | None:
+        def ask(self, fits: Fits = always) -> Trial | None:
             asked.append(len(self.told))
             self.number = max(record.number for record in self.told)
             return Trial(self.number + 1, self.plans[self.number], proposal=Proposal("listed"))
@@ -458,6 +458,27 @@ def test_nothing_is_started_that_cannot_end_in_the_budget(tmp_path: Path) -> Non
     assert bench.ran == []
     assert bench.directory.heartbeat is not None
     assert bench.directory.heartbeat.status == "complete"
+
+
+class Choosing(Listed):
+    """Proposes the first of what is left that ends in time, if there is such."""
+
+    name = "choosing"
+
+    def ask(self, fits: Fits = always) -> Trial | None:
+        in_time = (place for place, plan in enumerate(self.plans) if fits(Trial(self.number + 1, plan)))
+        if not self.plans:
+            return None
+        self.number += 1
+        return Trial(self.number, self.plans.pop(next(in_time, 0)), proposal=Proposal("choosing"))
+
+
+def test_the_end_of_a_budget_goes_to_what_still_ends_in_time(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", budget_s=60.0)
+    long, short = plans(2, epochs=9), [replace(plan, recovery=Recovery()) for plan in plans(6)[2:]]
+    bench.run(Choosing([*long, *short]), epoch_s=30.0)
+    assert [trial.plan for trial in bench.ran] == short
+    assert [trial.number for trial in bench.ran] == [1, 2, 3, 4], "no number is lost to what does not fit"
 
 
 def test_a_budget_that_the_baseline_took_is_told_with_one_that_would_do(tmp_path: Path) -> None:
