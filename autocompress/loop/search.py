@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -59,6 +59,28 @@ class Ending:
     is_spent: bool = False
 
 
+class _Refused:
+    """What a strategy would propose if there were more time.
+
+    Args:
+        fitting: A trial as it ends in time, or None.
+        takes_s: The least that a trial takes.
+    """
+
+    def __init__(self, fitting: Callable[[Trial], Trial | None], takes_s: Callable[[Trial], float]) -> None:
+        self._fitting, self._takes_s = fitting, takes_s
+        self.least_s: float | None = None
+        """Seconds of the quickest; None if nothing was refused."""
+
+    def fits(self, trial: Trial) -> bool:
+        """Whether a trial that began now would end in time, if need be after less training."""
+        fits = self._fitting(trial) is not None
+        if not fits:
+            takes_s = self._takes_s(trial)
+            self.least_s = takes_s if self.least_s is None else min(self.least_s, takes_s)
+        return fits
+
+
 SPENT = Ending("what is left of the budget is for measuring the front", is_spent=True)
 ASKED = Ending("asked to stop")
 
@@ -107,7 +129,6 @@ class SearchLoop:
         self._looking: dict[Future[Sensitivity], tuple[Probe, float]] = {}
         """What is looked at, and since when."""
 
-        self._waiting: Trial | Probe | None = None
         self._screened: tuple[tuple[int, int], Screen] | None = None
         """What was to beat last, after how many records and confirmations."""
 
@@ -224,17 +245,23 @@ class SearchLoop:
             return ASKED
         if self._trials_left(len(self._running)) == 0:
             return Ending(f"the limit of trials, {self._config.trials}, is reached")
-        if self._waiting is None:
-            self._waiting = self._strategy.ask(self._fits)
-        if self._waiting is None:
-            self._has_nothing = self._busy > 0
-            return None if self._has_nothing else Ending("the space holds nothing new")
-        if isinstance(self._waiting, Probe):
-            return self._start_looking(self._waiting)
-        trial = self._fitting(self._waiting)
+        refused = _Refused(self._fitting, self._times.least_s)
+        asked = self._strategy.ask(refused.fits)
+        if isinstance(asked, Probe):
+            return self._start_looking(asked)
+        if asked is not None:
+            return self._begin(asked)
+        if refused.least_s is not None:
+            return self._spent(refused.least_s)
+        self._has_nothing = self._busy > 0
+        return None if self._has_nothing else Ending("the space holds nothing new")
+
+    def _begin(self, asked: Trial) -> Ending | None:
+        """Start a trial; returns why not, if it would have ended in time a moment ago."""
+        trial = self._fitting(asked)
         if trial is None:
-            return self._spent(self._times.least_s(self._waiting))
-        self._waiting = None
+            self._strategy.drop(asked.number)
+            return self._spent(self._times.least_s(asked))
         self._findings.begin(trial)
         self._running[self._calls.run(trial, self._screen())] = trial
         return None
@@ -259,7 +286,6 @@ class SearchLoop:
         longest_s = max((entry.seconds for entry in self._findings.sensitivities[-8:]), default=PROBE_S)
         if self._time_for_trials() < longest_s:
             return self._spent(longest_s)
-        self._waiting = None
         self._looking[self._calls.look(probe)] = probe, time.monotonic()
         if len(self._looking) + len(self._findings.sensitivities) == 1:
             self._telling.tell("looking at single changes, for the sensitivity table")
@@ -269,10 +295,6 @@ class SearchLoop:
         """Seconds until the front has to be confirmed; infinite without a budget."""
         confirming_s = self._confirming.needed_s(again=self._is_extra_time)
         return self._budget.left_s - confirming_s - self._device_scoring.needed_s()
-
-    def _fits(self, trial: Trial) -> bool:
-        """Whether a trial that began now would end in time, if need be after less training."""
-        return self._fitting(trial) is not None
 
     def _fitting(self, trial: Trial) -> Trial | None:
         """The trial, shortened if need be to end in time for the front to be confirmed."""
@@ -376,10 +398,9 @@ class SearchLoop:
         self._stop_if_hopeless()
 
     def _needed_weights(self) -> frozenset[str]:
-        """Digests of the plans whose trained weights running, waiting or later trials may start from."""
+        """Digests of the plans whose trained weights running or later trials may start from."""
         needed = set(self._strategy.parents())
-        waiting = [self._waiting] if isinstance(self._waiting, Trial) else []
-        for trial in (*self._begun.values(), *self._running.values(), *waiting):
+        for trial in (*self._begun.values(), *self._running.values()):
             plan: Plan | None = trial.plan
             while plan is not None:
                 needed.add(plan.digest)

@@ -91,11 +91,11 @@ class SearchStrategy(ABC):
 
     @abstractmethod
     def ask(self, fits: Fits = always) -> Trial | Probe | None:
-        """The next trial, a change to look at before, or None when nothing new can be found.
+        """The next trial, a change to look at before, or None when nothing new can be found that ends in time.
 
         Args:
-            fits: Whether a trial that began now would end in time. Strategies prefer what does where they can choose;
-                where nothing does, they propose what they would without it.
+            fits: Whether a trial that began now would end in time. Only such a one is proposed; those that were
+                refused are not lost, and may be proposed once there is more time.
         """
 
     @abstractmethod

@@ -59,15 +59,15 @@ class OptunaStrategy(SearchStrategy):
         """The sampler for one trial."""
 
     def ask(self, fits: Fits = always) -> Trial | None:
-        """The next uniform policy, if there is one that ends in time, then the sampler's next plan not tried yet."""
+        """The next uniform policy, then the sampler's next plan not tried yet."""
         number = self._next
         self._policies = [(answers, plan) for answers, plan in self._policies if plan.digest not in self._seen]
-        if self._policies:
-            in_time = (place for place, (_, plan) in enumerate(self._policies) if fits(Trial(number, plan)))
-            answers, _ = self._policies.pop(next(in_time, 0))
-            return self._propose(number, "policy", 0, answers)
+        for place, (answers, plan) in enumerate(self._policies):
+            if fits(Trial(number, plan)):
+                del self._policies[place]
+                return self._propose(number, "policy", 0, answers=answers)
         for attempt in range(ATTEMPTS + RANDOM_ATTEMPTS):
-            trial = self._propose(number, self.name, attempt)
+            trial = self._propose(number, self.name, attempt, fits=fits)
             if trial is not None:
                 return trial
         return None
@@ -107,9 +107,15 @@ class OptunaStrategy(SearchStrategy):
         return replace(record, status="complete", values={**self._worst, **record.values})
 
     def _propose(
-        self, number: int, source: str, attempt: int, answers: Mapping[str, Scalar] = MappingProxyType({})
+        self,
+        number: int,
+        source: str,
+        attempt: int,
+        *,
+        answers: Mapping[str, Scalar] = MappingProxyType({}),
+        fits: Fits = always,
     ) -> Trial | None:
-        """Ask the sampler once, or take what answers there are; None if the plan is known already."""
+        """Ask the sampler once, or take what answers there are; None if the plan is known, or does not end in time."""
         seed = derived_seed(self._problem.seed, number, attempt)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -117,15 +123,17 @@ class OptunaStrategy(SearchStrategy):
             asked = Asked(self._storage, sampler, answers)
             plan = self._problem.plan(asked.suggest)
         asked.keep()
-        if plan.digest in self._seen:
+        shown = Shown(number, source, asked.params, asked.distributions, asked.attributes)
+        proposal = Proposal(source, shown.params, shown.attributes)
+        trial = Trial(number, plan, seed=self._problem.seed, proposal=proposal)
+        if plan.digest in self._seen or not fits(trial):
             asked.end(TrialState.FAIL)
             return None
         self._seen.add(plan.digest)
         self._next = number + 1
-        shown = Shown(number, source, asked.params, asked.distributions, asked.attributes)
         self._running[number] = asked, shown
         self._view.begin(shown)
-        return Trial(number, plan, seed=self._problem.seed, proposal=Proposal(source, shown.params, shown.attributes))
+        return trial
 
     def _values(self, record: Record) -> list[float] | None:
         if state_of(record) != TrialState.COMPLETE:

@@ -135,10 +135,10 @@ class Guided(SearchStrategy):
         while self._untrained:
             answers, plan = self._untrained.pop(0)
             point = self._landscapes[plan.architecture].point(answers)
-            trial = self._propose(Candidates.untrained(plan.architecture, point, "policy"), 0)
+            trial = self._propose(Candidates.untrained(plan.architecture, point, "policy"), 0, fits=fits)
             if trial is not None:
                 return trial
-        return self._table.next() or self._chosen(fits) or self._chosen(always)
+        return self._table.next() or self._policy_of_new_kind(fits) or self._next_trial(fits)
 
     def tell(self, record: Record) -> None:
         """Learn from a finished trial."""
@@ -194,10 +194,6 @@ class Guided(SearchStrategy):
         return {number: yardstick.value(loss) for number, loss in losses.items()}
 
     # -- what next -----------------------------------------------------------------------------------------------
-
-    def _chosen(self, fits: Fits) -> Trial | None:
-        """What is next of all trials that end in time."""
-        return self._policy_of_new_kind(fits) or self._next_trial(fits)
 
     def _policy_of_new_kind(self, fits: Fits) -> Trial | None:
         """The first policy with a kind of change that no trial has had yet, as nothing is known of how it recovers.

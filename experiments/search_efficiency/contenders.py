@@ -79,8 +79,9 @@ class UniformThenLocal(OptunaStrategy):
                 parent = landscape.point(record.trial.proposal.params)
                 point = mutations(landscape, [parent], 1, rng)[0]
                 asked = self._answers(landscape.answers(point))
-                if self._problem.plan(_replayed(asked)).digest not in self._seen:
-                    return self._propose(self._next, self.name, 0, asked)
+                trial = self._propose(self._next, self.name, 0, answers=asked, fits=fits)
+                if trial is not None:
+                    return trial
         return super().ask(fits)
 
     def _answers(self, given: Mapping[str, Scalar]) -> dict[str, Scalar]:

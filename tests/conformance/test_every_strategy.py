@@ -142,14 +142,28 @@ def test_uniform_policies_come_first(kind: type[SearchStrategy], tmp_path: Path)
     assert [record.plan for record in records] == [plan for _, plan in given.policies][: len(records)]
 
 
-def test_where_nothing_ends_in_time_the_next_is_proposed_as_ever(kind: type[SearchStrategy], tmp_path: Path) -> None:
-    for count in (0, 12):  # among the policies, and after them
-        whole, spent = (begun(kind, problem(tmp_path / f"{name}{count}")) for name in "ab")
+class Refused:
+    """Refuses all trials, and keeps their plans."""
+
+    def __init__(self) -> None:
+        self.plans: list[Plan] = []
+
+    def __call__(self, trial: Trial) -> bool:
+        self.plans.append(trial.plan)
+        return False
+
+
+def test_what_does_not_end_in_time_is_refused_without_being_lost(kind: type[SearchStrategy], tmp_path: Path) -> None:
+    for count in (2, 12):  # among the policies, and after them
+        whole, short = (begun(kind, problem(tmp_path / f"{name}{count}")) for name in "ab")
         expected = go(whole, count + 1)[-1].trial
-        go(spent, count)
-        while isinstance(found := spent.ask(lambda trial: False), Probe):
-            spent.note(entry(found))
-        assert found == expected
+        go(short, count)
+        refused = Refused()
+        while isinstance(found := short.ask(refused), Probe):
+            short.note(entry(found))
+        assert found is None
+        assert expected.plan in refused.plans
+        assert next_trial(short) == expected
 
 
 def test_the_same_seed_gives_the_same_plans_in_the_same_order(kind: type[SearchStrategy], tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Killed(BaseException):
 
 
 class Listed(SearchStrategy):
-    """Proposes what it is given, in order, and keeps what it is told."""
+    """Proposes what it is given, in order, as long as the next ends in time, and keeps what it is told."""
 
     name = "listed"
 
@@ -51,8 +51,11 @@ class Listed(SearchStrategy):
     def ask(self, fits: Fits = always) -> Trial | None:
         if self.number == len(self.plans):
             return None
+        trial = Trial(self.number + 1, self.plans[self.number], proposal=Proposal("listed"))
+        if not fits(trial):
+            return None
         self.number += 1
-        return Trial(self.number, self.plans[self.number - 1], proposal=Proposal("listed"))
+        return trial
 
     def tell(self, record: Record) -> None:
         self.told.append(record)
@@ -427,25 +430,6 @@ def test_the_front_on_disk_goes_by_what_is_believed_at_last(tmp_path: Path) -> N
     assert {point["name"]: point["confidence"] for point in front_of(bench)} == found
 
 
-def test_weights_that_a_waiting_trial_starts_from_are_kept(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", budget_s=20.0, workers=2)
-    start, other = plans(2)
-    waits = Plan(steps=start.steps, recovery=Recovery(epochs=9), start=start)
-    kept: list[frozenset[str]] = []
-    bench.directory.forget_weights = kept.append  # type: ignore[method-assign, assignment]
-    at_once = bench._run
-
-    def later(trial: Trial, screen: Screen) -> Future[Record]:
-        future: Future[Record] = Future()
-        Timer(0.1, lambda: future.set_result(bench.improving(trial))).start()
-        return future if trial.number == 2 else at_once(trial, screen)
-
-    bench._run = later  # type: ignore[method-assign]
-    bench.run(Listed([start, other, waits]), epoch_s=10.0)
-    assert len(kept) == 2
-    assert start.digest in kept[1], "the third trial waits, for it does not fit"
-
-
 def test_the_limit_on_trials_is_kept(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run", trials=2, workers=3)
     bench.run(Listed(plans(5)))
@@ -466,11 +450,12 @@ class Choosing(Listed):
     name = "choosing"
 
     def ask(self, fits: Fits = always) -> Trial | None:
-        in_time = (place for place, plan in enumerate(self.plans) if fits(Trial(self.number + 1, plan)))
-        if not self.plans:
-            return None
-        self.number += 1
-        return Trial(self.number, self.plans.pop(next(in_time, 0)), proposal=Proposal("choosing"))
+        trials = (Trial(self.number + 1, plan, proposal=Proposal("choosing")) for plan in self.plans)
+        trial = next(filter(fits, trials), None)
+        if trial is not None:
+            self.plans.remove(trial.plan)
+            self.number += 1
+        return trial
 
 
 def test_the_end_of_a_budget_goes_to_what_still_ends_in_time(tmp_path: Path) -> None:
@@ -479,6 +464,29 @@ def test_the_end_of_a_budget_goes_to_what_still_ends_in_time(tmp_path: Path) -> 
     bench.run(Choosing([*long, *short]), epoch_s=30.0)
     assert [trial.plan for trial in bench.ran] == short
     assert [trial.number for trial in bench.ran] == [1, 2, 3, 4], "no number is lost to what does not fit"
+
+
+class Heedless(Listed):
+    """Proposes what it is given, whether it ends in time or not."""
+
+    name = "heedless"
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        super().__init__(plans)
+        self.dropped: list[int] = []
+
+    def ask(self, fits: Fits = always) -> Trial | None:
+        return super().ask()
+
+    def drop(self, number: int) -> None:
+        self.dropped.append(number)
+
+
+def test_what_does_not_end_in_time_is_not_begun_whatever_a_strategy_says(tmp_path: Path) -> None:
+    bench, strategy = Bench(tmp_path / "run", budget_s=60.0), Heedless([*plans(1), *plans(3, epochs=9)[1:]])
+    bench.run(strategy, epoch_s=30.0)
+    assert [trial.number for trial in bench.ran] == [1]
+    assert strategy.dropped[0] == 2
 
 
 def test_a_budget_that_the_baseline_took_is_told_with_one_that_would_do(tmp_path: Path) -> None:
@@ -501,6 +509,9 @@ def test_time_that_confirming_did_not_take_belongs_to_the_search(tmp_path: Path)
     bench = Bench(tmp_path / "run", budget_s=9.0)
     bench.run(Listed(plans(40)))  # time for confirming is kept for each model, and nothing here takes any
     assert len(bench.ran) > 15, "at once there is time for ten"
+    chosen = Bench(tmp_path / "chosen", budget_s=9.0)
+    chosen.run(Choosing([*plans(1, epochs=99), *plans(40)]), epoch_s=10.0)
+    assert len(chosen.ran) > 15, "what never fits stands in nobody's way"
     confirmed = [one.number for one in bench.directory.confirmations()]
     assert sorted(confirmed) == list(range(len(bench.ran) + 1)), "each once, the baseline among them"
 
