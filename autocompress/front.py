@@ -64,13 +64,14 @@ def told_apart(complete: Sequence[Record], objectives: Sequence[Objective]) -> t
     numbers = np.array([record.number for record in complete])
     order = np.lexsort((numbers, *costs[:, surest[::-1]].T))
     noise = _Noise(complete, objectives)
-    kept: list[int] = []
-    for row in order.tolist():
-        if not (costs[kept] <= costs[row] + noise.between(kept, row, costs[row])).all(axis=1).any():
-            beaten = (costs[row] <= costs[kept] + noise.between(kept, row, costs[kept])).all(axis=1)
-            kept = [other for other, is_beaten in zip(kept, beaten, strict=True) if not is_beaten]
-            kept.append(row)
-    return tuple(sorted((complete[row] for row in kept), key=lambda record: exact_order(record, objectives)))
+    kept = order[:0]
+    for row in order:
+        best = costs[kept]
+        if not (best <= costs[row] + noise.between(kept, row, costs[row])).all(axis=1).any():
+            beaten = (costs[row] <= best + noise.between(kept, row, best)).all(axis=1)
+            kept = np.append(kept[~beaten], row)
+    front = (complete[row] for row in kept.tolist())
+    return tuple(sorted(front, key=lambda record: exact_order(record, objectives)))
 
 
 def undominated(records: Sequence[Record], objectives: Sequence[Objective]) -> tuple[Record, ...]:

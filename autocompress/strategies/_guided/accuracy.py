@@ -286,6 +286,7 @@ class _Process:
         self._rows, self._values, self.shape = rows, values, shape
         self._length, self._amplitude, self._noise = shape
         self._doubts = _doubts(rows.hurt.shape[1])
+        self._alike = self._likeness(rows, rows)  # whatever is learned
         self.learned = np.zeros(len(self._doubts)) if learned is None else learned
         if learned is None:
             self._learn()
@@ -306,12 +307,17 @@ class _Process:
     def _linear(self) -> tuple[Array, Array, Array]:
         """The model made linear in what is to be learned: slopes, covariance of the values, values without the mean."""
         slopes = _slopes(self._rows, self.learned, self._doubts)
-        kernel = slopes @ slopes.T + self._kernel(self._rows, self._rows) + self._noise**2 * np.eye(len(self._values))
+        kernel = (
+            slopes @ slopes.T
+            + self._kernel(self._rows, self._rows, self._alike)
+            + self._noise**2 * np.eye(len(self._values))
+        )
         return slopes, kernel, self._values - _mean(self._rows, self.learned) + slopes @ (self.learned / self._doubts)
 
     def predict(self, rows: Features) -> tuple[Array, Array]:
         """Means and standard deviations."""
-        near, slopes = self._kernel(rows, self._rows), _slopes(rows, self.learned, self._doubts)
+        near = self._kernel(rows, self._rows, self._likeness(rows, self._rows))
+        slopes = _slopes(rows, self.learned, self._doubts)
         across = near + slopes @ self._slopes.T
         mean = _mean(rows, self.learned) + near @ self._weights
         own = (slopes**2).sum(axis=1) + STUDENT_VARIANCE * (rows.student > 0)
@@ -320,18 +326,22 @@ class _Process:
         explained = ((across @ self._whitener.T) ** 2).sum(axis=1)
         return mean, np.sqrt(np.maximum(own - explained, 1e-6))
 
-    def _kernel(self, left: Features, right: Features) -> Array:
-        """How much what the mean does not say of two rows goes together."""
+    def _likeness(self, left: Features, right: Features) -> tuple[Array, Array]:
+        """How near two rows are to each other, and how much of what hurts is the same (left, right)."""
         distance = (
             (left.region**2).sum(axis=1)[:, None]
             + (right.region**2).sum(axis=1)[None]
             - 2 * left.region @ right.region.T
         )
-        near = np.exp(-0.5 * np.maximum(distance, 0) / self._length**2)
+        return np.exp(-0.5 * np.maximum(distance, 0) / self._length**2), left.changes @ right.changes.T
+
+    def _kernel(self, left: Features, right: Features, likeness: tuple[Array, Array]) -> Array:
+        """How much what the mean does not say of two rows goes together (left, right)."""
+        near, shared = likeness
         same = (left.architecture[:, None] == right.architecture[None]) & (right.student > 0)[None]
         (all_left, changes_left), (all_right, changes_right) = self._steepness(left), self._steepness(right)
         kernel: Array = self._amplitude**2 * near * np.outer(all_left, all_right) + STUDENT_VARIANCE * same
-        kernel += CHANGE**2 * (left.changes @ right.changes.T) * np.outer(changes_left, changes_right)
+        kernel += CHANGE**2 * shared * np.outer(changes_left, changes_right)
         return kernel
 
     def _steepness(self, rows: Features) -> tuple[Array, Array]:
