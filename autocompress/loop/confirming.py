@@ -31,7 +31,7 @@ WARM_S, COLD_S = 1.0, 2.0
 LATEST = 8
 """Models by which the time of the next to be scored is judged."""
 
-LEAST_CPU_S, ENDING_S = 0.1, 3.0
+LEAST_CPU_S, ENDING_S = 0.1, 2.0
 """CPU seconds spent at least on measuring a model, and the seconds of a budget that are left when all are measured."""
 
 ATTEMPTS = 3
