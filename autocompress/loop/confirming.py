@@ -13,8 +13,8 @@ from autocompress.loop.course import Course
 from autocompress.point import confirmed
 from autocompress.record import Confirmation, Record, SplitScore
 
-MOST_CPU_S = 1.5
-"""CPU seconds spent at most on measuring one model of the final front."""
+MOST_CPU_S, LONGEST_CPU_S = 1.5, 6.0
+"""CPU seconds spent at most on measuring one model of the final front, where other trials may follow and where not."""
 
 JOINING = 0.25
 """Models, as a share of those on the front, that the strategy's beliefs may add to it at the end."""
@@ -55,22 +55,26 @@ class Confirming:
             again: Whether the front has been confirmed before: the workers are warm then, and the models that join by
                 belief have joined.
         """
-        others = len(self._config.profiles) - 1
-        fixed_s = (WARM_S if again else COLD_S) + WARM_S * others
         joining = 0.0 if again else JOINING * len(self._findings.front)
-        return fixed_s + (1 + self.count_new() + joining) * self._each_s()
+        return self._fixed_s(again=again) + (1 + self.count_new() + joining) * self._each_s()
+
+    def _fixed_s(self, *, again: bool) -> float:
+        """Seconds that it takes besides the models."""
+        return (WARM_S if again else COLD_S) + WARM_S * (len(self._config.profiles) - 1)
 
     def count_new(self) -> int:
         """Models of the front that are not confirmed yet."""
         known = {confirmation.number for confirmation in self._findings.confirmations}
         return sum(point.number not in known for point in self._findings.front)
 
-    def run(self, believed: Mapping[int, float], keep_s: Callable[[], float]) -> None:
+    def run(self, believed: Mapping[int, float], keep_s: Callable[[], float], another_s: float | None) -> None:
         """Measure the front again together and score it on test data, until every point on it has been.
 
         Args:
             believed: The metric of trials as the strategy believes in it, by number.
             keep_s: Seconds of the budget to leave.
+            another_s: Seconds of the quickest trial that may follow: where not even that has time, what is left goes
+                to measuring for longer. None if nothing is to follow in any case.
 
         Raises:
             DeviceUnavailable: If there is nothing to measure on.
@@ -84,7 +88,7 @@ class Confirming:
                 f"measuring the front together and scoring it on test data (models: {len(missing)})"
             )
             try:
-                self._confirm(missing, believed, keep_s())
+                self._confirm(missing, believed, keep_s(), another_s)
             except DeviceUnavailable:
                 raise
             except Exception as error:
@@ -131,7 +135,9 @@ class Confirming:
         wanted = {*by_scores, *by_belief[: max(0, room)]}
         return tuple(found.record(number) for number in sorted(wanted))
 
-    def _confirm(self, records: tuple[Record, ...], believed: Mapping[int, float], keep_s: float) -> None:
+    def _confirm(
+        self, records: tuple[Record, ...], believed: Mapping[int, float], keep_s: float, another_s: float | None
+    ) -> None:
         """Score and measure some models and write it down; those that can't be scored are left out.
 
         Raises:
@@ -146,7 +152,7 @@ class Confirming:
         if not records:
             return
         scored_s = self._course.budget.clock.elapsed_s
-        each_s = max(LEAST_CPU_S, min(MOST_CPU_S, (self._left_s(keep_s) - ENDING_S) / (len(records) + 1)))
+        each_s = self._measure_s(len(records), self._left_s(keep_s) - ENDING_S, another_s)
         measured = self._course.calls.remeasure(records, self._findings.baseline.values, each_s)
         self._course.waiting.for_all([measured])
         workers = min(self._config.workers, len(records))
@@ -165,6 +171,13 @@ class Confirming:
                 )
             )
         self._findings.renew_front()
+
+    def _measure_s(self, models: int, left_s: float, another_s: float | None) -> float:
+        """CPU seconds for measuring each of some models, in the time that is left."""
+        usual_s, longest_s = (min(most_s, left_s / (models + 1)) for most_s in (MOST_CPU_S, LONGEST_CPU_S))
+        after_s = left_s - (models + 1) * usual_s
+        is_last = another_s is not None and after_s < another_s + self._fixed_s(again=True) + self._each_s()
+        return max(LEAST_CPU_S, longest_s if is_last else usual_s)
 
     def _test_scores(self, records: tuple[Record, ...]) -> dict[int, SplitScore]:
         """Scores on test data by number; what can't be scored is told.

@@ -161,7 +161,7 @@ class SearchLoop:
         self._land()
         ending, known = self._search(), 0
         while not self._interrupts.cancel:
-            self._confirm()
+            self._confirm(self._times.quickest_s if ending.is_spent else None)
             if not self._interrupts.cancel:
                 self._device_scoring.score_front()
             count = len(self._findings.records)
@@ -174,11 +174,11 @@ class SearchLoop:
         self._telling.end(status, CANCELLED if self._interrupts.cancel else ended)
         return status
 
-    def _confirm(self) -> None:
-        """Confirm the front."""
+    def _confirm(self, another_s: float | None) -> None:
+        """Confirm the front; see `Confirming.run`."""
         self._telling.phase = "confirming"
         try:
-            self._confirming.run(self._strategy.believed(), self._device_scoring.needed_s)
+            self._confirming.run(self._strategy.believed(), self._device_scoring.needed_s, another_s)
         except DeviceUnavailable as error:
             self._end_without_device(error)
 

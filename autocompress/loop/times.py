@@ -118,6 +118,11 @@ class TrialTimes:
         recovery = trial.plan.recovery
         return LEEWAY * fixed_s + (recovery.sparsify_epochs + min(LEAST_EPOCHS, recovery.epochs)) * each_s
 
+    @property
+    def quickest_s(self) -> float:
+        """Seconds of a trial that is not trained, if it is as quick as the quickest lately."""
+        return self._fixed_s(min)
+
     def learn(self, record: Record) -> None:
         """Take in a finished trial."""
         if record.status != "complete" or TAKEN_UP in record.details:

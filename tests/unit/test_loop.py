@@ -17,6 +17,7 @@ from autocompress.duration import parse_duration
 from autocompress.errors import DeviceUnavailable, InfeasiblePlan, MeasurementError, SearchFailed
 from autocompress.interrupts import Interrupts
 from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
+from autocompress.loop.confirming import MOST_CPU_S
 from autocompress.loop.times import LEAST_EPOCHS
 from autocompress.measurement import Measurement
 from autocompress.objective import make_objectives
@@ -865,6 +866,24 @@ def test_measuring_the_front_leaves_scoring_on_the_device_its_time(tmp_path: Pat
         bench.run(Listed([]), spent_s=48.0)
         assert sorted(bench.scored_on_device) == ([1, 2, 3] if asked else [])
     assert each[True] == pytest.approx(each[False] - 4 / 5, abs=0.1), "four seconds of ten, of four models and one more"
+
+
+@pytest.mark.parametrize(("trial_s", "expected"), [(1.0, MOST_CPU_S), (40.0, 36 / 10)])
+def test_time_in_which_no_trial_ends_goes_to_measuring_the_front(
+    tmp_path: Path, trial_s: float, expected: float
+) -> None:
+    bench, given = Bench(tmp_path / "run", budget_s=120.0), list[float]()
+    remeasure = bench._remeasure
+
+    def noted(records: tuple[Record, ...], baseline: Mapping[str, float], each_s: float) -> Any:
+        given.append(each_s)
+        return remeasure(records, baseline, each_s)
+
+    bench._remeasure = noted  # type: ignore[method-assign]
+    for number, plan in enumerate(plans(8), 1):
+        bench.directory.append(replace(bench.improving(Trial(number, plan)), seconds={"build": trial_s}))
+    bench.run(Listed(plans(1, epochs=9)), spent_s=80.0, epoch_s=30.0)
+    assert given == [pytest.approx(expected, abs=0.1)], "36 s are left for nine models and a start"
 
 
 def test_a_device_that_takes_too_long_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
