@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -448,6 +449,8 @@ def make_request(
     )
     if not 0 <= seed < 2**31:
         raise InvalidInput(f"seed {seed}: expected a whole number from 0 to 2147483647")
+    if max_drop is not None and not 0 <= max_drop < math.inf:
+        raise InvalidInput(f"max_drop {max_drop:g}: expected a number from 0 up, in points")
     STRATEGIES[strategy]
     for text in constraints:
         Constraint.parse(text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from autocompress import __version__
 from autocompress.cluster import Cluster
-from autocompress.errors import InvalidInput, RunDirectoryError
+from autocompress.errors import RunDirectoryError
 from autocompress.objective import (
     Direction,
     check_shares,
@@ -73,8 +73,6 @@ def make_config(request: Request, description: Description, source: TaskSource) 
     direction: Direction = "maximize" if description.maximize else "minimize"
     texts = request.constraints
     if request.max_drop is not None:
-        if request.max_drop < 0:
-            raise InvalidInput(f"max_drop {request.max_drop:g}: expected a number from 0 up, in points")
         texts += (_drop_constraint(request.max_drop, description),)
     machines = [profile.name for profile in request.profiles]
     known = (metric, *(objective.name for objective in measured_objectives(machines)))

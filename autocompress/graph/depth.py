@@ -39,10 +39,12 @@ def shallow_copy(model: nn.Module, examples: tuple[Array, ...], depth: float) ->
     names = [block.name for block in residual_blocks(model, examples)]
     kept = {name for stage in _stages(model, names) for name in spread(stage, depth)}
     dropped = [name for name in names if name not in kept]
+    if not names:
+        raise InfeasiblePlan(f"depth {depth:g}: this model has no residual block that could be left out")
     if not dropped:
         raise InfeasiblePlan(
-            f"depth {depth:g}: no residual block of this model ({', '.join(names) or 'none found'}) can be left out; "
-            "choose a smaller depth, or leave depths out"
+            f"depth {depth:g}: no residual block of this model ({', '.join(names)}) can be left out; choose a smaller "
+            "depth, or leave depths out"
         )
     student = copy.deepcopy(model)
     drop_blocks(student, examples, dropped)

@@ -56,11 +56,12 @@ class Confirming:
                 belief have joined.
         """
         joining = 0.0 if again else JOINING * len(self._findings.front)
-        return self._fixed_s(again=again) + (1 + self.count_new() + joining) * self._each_s()
+        return self._takes_s(1 + self.count_new() + joining, again=again)
 
-    def _fixed_s(self, *, again: bool) -> float:
-        """Seconds that it takes besides the models."""
-        return (WARM_S if again else COLD_S) + WARM_S * (len(self._config.profiles) - 1)
+    def _takes_s(self, models: float, *, again: bool) -> float:
+        """Seconds that it takes for some models, the baseline among them."""
+        besides_s = (WARM_S if again else COLD_S) + WARM_S * (len(self._config.profiles) - 1)
+        return besides_s + models * self._each_s()
 
     def count_new(self) -> int:
         """Models of the front that are not confirmed yet."""
@@ -176,7 +177,7 @@ class Confirming:
         """CPU seconds for measuring each of some models, in the time that is left."""
         usual_s, longest_s = (min(most_s, left_s / (models + 1)) for most_s in (MOST_CPU_S, LONGEST_CPU_S))
         after_s = left_s - (models + 1) * usual_s
-        is_last = another_s is not None and after_s < another_s + self._fixed_s(again=True) + self._each_s()
+        is_last = another_s is not None and after_s < another_s + self._takes_s(1, again=True)
         return max(LEAST_CPU_S, longest_s if is_last else usual_s)
 
     def _test_scores(self, records: tuple[Record, ...]) -> dict[int, SplitScore]:

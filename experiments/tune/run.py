@@ -1,7 +1,7 @@
 """A search under Ray Tune that loses a worker and then its driver, against one without Tune.
 
-python experiments/tune/run.py --folder DIR [--strategy random] [--trials 20] [--seed 0]    # about a quarter of an hour
-python experiments/tune/run.py --show                                                     # the table of all records
+python experiments/tune/run.py --folder DIR [--strategy random] [--trials 20] [--seed 0] [--at-once 2]
+python experiments/tune/run.py --show                # the table of all records
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from experiments.provenance import commit, machine, versions
 
 HERE = Path(__file__).parent
 TASK = HERE.parent / "digits" / "task.py"
-WORKERS = 2
+CPUS = 2
 EXPERIMENT = "tuned"
 
 WORKER_DIES_AT, DRIVER_DIES_AT = 5, 12
@@ -38,11 +38,26 @@ LIMIT_S = 1800.0
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is searched.
+
+    Args:
+        strategy, trials, seed: Of both searches.
+        at_once: Trials at the same time; each has its share of the processors.
+    """
+
+    strategy: str
+    trials: int
+    seed: int
+    at_once: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What came of a search under Tune, beside that of the same search without it.
 
     Args:
-        strategy, trials, seed: Of both searches.
+        asked: Of both searches.
         killed_worker_after, killed_driver_after: Finished trials by then.
         again: Trials that Tune began before the driver died, and again after it.
         left_processes: Processes of Ray that outlived the driver by a minute.
@@ -60,9 +75,7 @@ class Outcome:
         fronts: Numbers of the trials on the front of either search.
     """
 
-    strategy: str
-    trials: int
-    seed: int
+    asked: Asked
     killed_worker_after: int
     killed_driver_after: int
     again: int
@@ -84,27 +97,30 @@ class Outcome:
     fronts: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
-def drive(folder: Path, strategy: str, trials: int, seed: int) -> None:
+def drive(folder: Path, asked: Asked) -> None:
     """Begin a search under Tune in a folder, or go on with the one that is there, to its end."""
     import ray
     from ray import tune
 
     import autocompress.tune as actune
 
-    ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
-    search = actune.AutocompressSearcher(str(TASK), output=folder / "tune", trials=trials, strategy=strategy, seed=seed)
+    ray.init(address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False)
+    search = actune.AutocompressSearcher(
+        str(TASK), output=folder / "tune", trials=asked.trials, strategy=asked.strategy, seed=asked.seed
+    )
+    trainable = tune.with_resources(actune.trainable, {"cpu": CPUS // asked.at_once})
     experiment = str(folder / "ray" / EXPERIMENT)
     if tune.Tuner.can_restore(experiment):
-        tuner = tune.Tuner.restore(experiment, trainable=actune.trainable)
+        tuner = tune.Tuner.restore(experiment, trainable=trainable)
     else:
         tuner = tune.Tuner(
-            actune.trainable,
+            trainable,
             tune_config=tune.TuneConfig(
                 metric="accuracy",
                 mode="max",
                 search_alg=search,
-                num_samples=trials,
-                max_concurrent_trials=WORKERS,
+                num_samples=asked.trials,
+                max_concurrent_trials=asked.at_once,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -120,9 +136,10 @@ def drive(folder: Path, strategy: str, trials: int, seed: int) -> None:
     write_atomically(folder / "tune.json", json.dumps({"trials": len(results), "ended": ended, "status": run.status}))
 
 
-def compare(folder: Path, strategy: str, trials: int, seed: int) -> Outcome:
+def compare(folder: Path, asked: Asked) -> Outcome:
     """Have both searches made, the one under Tune with its losses, and hold them against one another."""
-    state, words = commit(), ["--strategy", strategy, "--trials", str(trials), "--seed", str(seed)]
+    state = commit()
+    words = [word for name, value in asdict(asked).items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, str(Path(__file__)), "--drive", "--folder", str(folder), *words]
     started = time.monotonic()
     with (folder / "driver.log").open("ab") as log:
@@ -141,7 +158,12 @@ def compare(folder: Path, strategy: str, trials: int, seed: int) -> Outcome:
     tuned_s = time.monotonic() - started
     started = time.monotonic()
     autocompress.search(
-        str(TASK), output=folder / "plain", trials=trials, strategy=strategy, seed=seed, workers=WORKERS
+        str(TASK),
+        output=folder / "plain",
+        trials=asked.trials,
+        strategy=asked.strategy,
+        seed=asked.seed,
+        workers=asked.at_once,
     )
     plain_s = time.monotonic() - started
     told = json.loads((folder / "tune.json").read_text())
@@ -153,9 +175,7 @@ def compare(folder: Path, strategy: str, trials: int, seed: int) -> Outcome:
     complete = [(a, b) for a, b in same if a.status == b.status == "complete"]
     config = plain.config
     return Outcome(
-        strategy=strategy,
-        trials=trials,
-        seed=seed,
+        asked=asked,
         killed_worker_after=worker_after,
         killed_driver_after=driver_after,
         again=len(begun) - driver_after,
@@ -249,14 +269,15 @@ def left_after(processes: Mapping[int, str], limit_s: float) -> int:
 
 def show(outcomes: Sequence[Outcome]) -> None:
     """Print the table of the README."""
-    head = ("strategy", "records", "again", "plans", "status", "complete", "scores", "sizes", "latencies", "front")
-    print(f"| {' | '.join(head)} | in Tune's table | seconds | without Tune |")
-    print("|---|" + "--:|" * 12)
+    head = ("strategy", "at once", "records", "again", "plans", "status", "complete", "scores", "sizes", "latencies")
+    print(f"| {' | '.join(head)} | front | in Tune's table | seconds | without Tune |")
+    print("|---|" + "--:|" * 13)
     for one in outcomes:
-        each_once = one.numbers == tuple(range(one.trials + 1))
+        each_once = one.numbers == tuple(range(one.asked.trials + 1))
         cells: tuple[object, ...] = (
-            one.strategy,
-            f"{len(one.numbers) - 1} of {one.trials}{', each once' if each_once else ''}",
+            one.asked.strategy,
+            one.asked.at_once,
+            f"{len(one.numbers) - 1} of {one.asked.trials}{', each once' if each_once else ''}",
             one.again,
             one.same_plans - 1,
             one.same_status - 1,
@@ -277,17 +298,18 @@ def main() -> None:
     parser.add_argument("--strategy", default="random")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=2, choices=(1, 2), help="trials at the same time")
     parser.add_argument("--drive", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--show", action="store_true")
     given = parser.parse_args()
-    records = HERE / "records.jsonl"
+    records, asked = HERE / "records.jsonl", Asked(given.strategy, given.trials, given.seed, given.at_once)
     if given.drive:
-        drive(given.folder.resolve(), given.strategy, given.trials, given.seed)
+        drive(given.folder.resolve(), asked)
         return
     if not given.show:
         folder = given.folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        outcome = compare(folder, given.strategy, given.trials, given.seed)
+        outcome = compare(folder, asked)
         print(json.dumps(asdict(outcome), indent=2))
         with records.open("a", encoding="utf-8") as file:
             file.write(to_json(outcome) + "\n")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ def test_a_search_by_reference_in_processes_gives_the_same_plans(run: Run, tmp_p
         ({"constraints": ["latency_ms<5"]}, InvalidInput, "expected NAME<=VALUE"),
         ({"constraints": ["accuracy>=0.9", "accuracy<=0.8"]}, InvalidInput, "contradict"),
         ({"max_drop": -1.0}, InvalidInput, "max_drop"),
+        ({"max_drop": math.nan}, InvalidInput, "max_drop nan"),
+        ({"max_drop": math.inf, "task": "nowhere.py"}, InvalidInput, "max_drop inf"),
         ({"task": "nowhere.py"}, InvalidInput, "no such file"),
     ],
 )
