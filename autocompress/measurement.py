@@ -104,6 +104,11 @@ class Measurement:
     disturbance: float = 0.0
 
     @property
+    def reference_ms(self) -> float:
+        """Time of an inference of the reference that nothing disturbs."""
+        return self.latency_ms / self.latency_ratio
+
+    @property
     def throughput_per_s(self) -> float:
         """Samples a second, one inference after the other where nothing disturbs them."""
         return 1000 * self.batch_size / self.latency_ms

@@ -159,11 +159,13 @@ class Remeasured:
         number: Number of the trial.
         measurements: On every machine.
         values: Latencies, which replace those of the record. Peak memory is not taken again.
+        kept: Machines that were more disturbed than when the trial measured there, so that its measurement stays.
     """
 
     number: int
     measurements: Measurements
     values: Mapping[str, float]
+    kept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

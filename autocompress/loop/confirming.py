@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -11,7 +11,7 @@ from autocompress.doubt import likely_front
 from autocompress.errors import DeviceUnavailable
 from autocompress.loop.course import Course
 from autocompress.point import confirmed
-from autocompress.record import Confirmation, Record, SplitScore
+from autocompress.record import Confirmation, Record, Remeasured, SplitScore
 
 MOST_CPU_S, LONGEST_CPU_S = 1.5, 6.0
 """CPU seconds spent at most on measuring one model of the final front, where other trials may follow and where not."""
@@ -158,6 +158,7 @@ class Confirming:
         self._course.waiting.for_all([measured])
         workers = min(self._config.workers, len(records))
         seconds = (workers * (scored_s - started_s) + self._course.budget.clock.elapsed_s - scored_s) / len(records)
+        self._tell_kept(measured.result())
         for again in measured.result():
             score = scores[again.number]
             self._findings.add(
@@ -172,6 +173,16 @@ class Confirming:
                 )
             )
         self._findings.renew_front()
+
+    def _tell_kept(self, measured: Sequence[Remeasured]) -> None:
+        """Say so where machines were disturbed, so that not all models have been measured again together."""
+        count = sum(1 for again in measured if again.kept)
+        if count:
+            machines = ", ".join(sorted({name for again in measured for name in again.kept}))
+            self._course.telling.tell(
+                f"disturbed while the front was measured: {machines}; what the trials measured there stays (models: "
+                f"{count})"
+            )
 
     def _measure_s(self, models: int, left_s: float, another_s: float | None) -> float:
         """CPU seconds for measuring each of some models, in the time that is left."""

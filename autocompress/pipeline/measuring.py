@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from autocompress.artifact import Artifact
 from autocompress.data import head
 from autocompress.devices import Device
 from autocompress.formats import onnx_runtime
-from autocompress.measurement import Measurement, Measurements
+from autocompress.measurement import Measurement, Measurements, disturbance
 from autocompress.objective import LATENCY, LATENCY_RATIO, MEMORY, SIZE, on_machine
 from autocompress.pipeline.models import finish, lower, settle
 from autocompress.pipeline.workbench import Workbench
@@ -154,7 +156,8 @@ def remeasure(
 ) -> tuple[Remeasured, ...]:
     """Measure finished models again on every machine, all interleaved with the baseline in one process.
 
-    What a trial measured undisturbed stays where the machine is disturbed now.
+    What a trial measured undisturbed stays where the machine is disturbed now. Whether it is, also a process tells that
+    has just begun and knows no quieter times: by what the reference took when the trials were measured.
 
     Args:
         records: Complete records.
@@ -169,16 +172,37 @@ def remeasure(
         # without patience: no more time is left than is given
         return replace(usual, max_cpu_s=each_s, min_cpu_s=each_s / 2, interval=usual.interval / 3, patience=1.0)
 
-    found = []
-    for record, again in zip(records, measure(bench, artifacts, thorough, attempts=1), strict=True):
-        measured = {name: _quieter(record.measurements.get(name), now) for name, now in again.items()}
+    found, together = [], measure(bench, artifacts, thorough, attempts=1)
+    known_ms = _quietest([record.measurements for record in records])
+    for record, again in zip(records, together, strict=True):
+        measured = {
+            name: _quieter(record.measurements.get(name), now, known_ms.get(name, 0.0)) for name, now in again.items()
+        }
         values: dict[str, float] = {}
         for name, measurement in _named(measured):
             values |= _latency(name, measurement, baseline)
-        found.append(Remeasured(record.number, measured, values))
+        kept = tuple(name for name, now in again.items() if measured[name] is not now)
+        found.append(Remeasured(record.number, measured, values, kept))
     return tuple(found)
 
 
-def _quieter(before: Measurement | None, now: Measurement) -> Measurement:
-    """The later of two measurements, unless it alone was disturbed, or more than the other."""
-    return before if before is not None and before.disturbance < now.disturbance else now
+def _quietest(found: Sequence[Measurements]) -> dict[str, float]:
+    """The shortest time of the reference on each machine, in ms."""
+    known_ms: dict[str, float] = {}
+    for name, measurement in chain.from_iterable(measurements.items() for measurements in found):
+        known_ms[name] = min(measurement.reference_ms, known_ms.get(name, math.inf))
+    return known_ms
+
+
+def _quieter(before: Measurement | None, now: Measurement, known_ms: float) -> Measurement:
+    """The later of two measurements, unless it alone was disturbed, or more than the other.
+
+    Args:
+        before, now: The measurements, on one machine.
+        known_ms: What the reference is known to take undisturbed; 0 if nothing is known.
+    """
+
+    def disturbed(one: Measurement) -> float:
+        return max(one.disturbance, disturbance(one.reference_ms, known_ms))
+
+    return before if before is not None and disturbed(before) < disturbed(now) else now

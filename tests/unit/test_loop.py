@@ -388,6 +388,20 @@ def test_the_front_is_confirmed_on_test_data_with_its_baseline(tmp_path: Path) -
     assert all(Path(point.file).is_file() and Path(point.plan).is_file() for point in front)
 
 
+def test_a_front_that_is_confirmed_on_a_disturbed_machine_says_so(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    measure = bench._remeasure
+
+    def beside_others(*given: Any) -> Future[tuple[Remeasured, ...]]:
+        return done(tuple(replace(one, kept=("test",) * (one.number > 1)) for one in measure(*given).result()))  # type: ignore[no-any-return]
+
+    bench._remeasure = beside_others  # type: ignore[method-assign]
+    bench.run(Listed(plans(3)))
+    assert "disturbed while the front was measured: test; what the trials measured there stays (models: 2)" in log_of(
+        bench
+    )
+
+
 @pytest.mark.parametrize("error", [MeasurementError("it hangs"), RuntimeError("can't allocate memory")])
 def test_a_model_that_cannot_be_scored_at_the_end_takes_no_other_along(error: Exception, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run")

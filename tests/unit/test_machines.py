@@ -316,6 +316,35 @@ def test_a_model_is_measured_once_more_where_the_machine_was_disturbed(
     assert len(found) - len(list(given)) == asked
 
 
+@pytest.mark.parametrize(
+    ("trials_ms", "now_ms", "kept"),
+    [
+        ((0.5, 0.5), 0.51, (False, False)),  # nothing disturbs it
+        ((0.5, 0.5), 0.57, (True, True)),
+        ((0.5, 0.6), 0.57, (True, False)),  # the second was measured beside even more
+        ((0.6, 0.6), 0.5, (False, False)),
+    ],
+)
+def test_a_process_that_knows_no_quiet_times_takes_them_from_the_trials(
+    trials_ms: Sequence[float], now_ms: float, kept: Sequence[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beside(reference_ms: float, ratio: float) -> Measurement:
+        return replace(QUIET, latency_ms=reference_ms * ratio, latency_ratio=ratio)
+
+    before = [beside(reference_ms, 0.5) for reference_ms in trials_ms]
+    now = [beside(now_ms, 0.6) for _ in trials_ms]
+    records = [Record(Trial(number, Plan()), "complete", measurements={"phone": m}) for number, m in enumerate(before)]
+    monkeypatch.setattr(FakeDevice, "measure", lambda *_, **__: tuple(now))
+    monkeypatch.setattr(Workbench, "reference", None)
+    monkeypatch.setattr(Workbench, "artifact", lambda *_: Artifact("a", "0" * 64, 1))
+    found = measuring.remeasure(records, Workbench(task, (PHONE,), tmp_path), {"latency_ms": 2.0}, 1.0)
+    assert [one.kept == ("phone",) for one in found] == list(kept)
+    assert [one.measurements["phone"] for one in found] == [
+        old if stays else new for old, new, stays in zip(before, now, kept, strict=True)
+    ]
+    assert [one.values["latency_ms"] for one in found] == [1.0 if stays else 1.2 for stays in kept]
+
+
 def test_machines_elsewhere_measure_at_the_same_time_and_profiles_of_one_place_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
