@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import ClassVar, Literal, get_args
 
 from pydantic import ConfigDict
@@ -197,7 +198,7 @@ class Plan:
         """The plan from its JSON text; InvalidInput names a key or value that does not fit."""
         return from_json(cls, text)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Twelve hexadecimal digits; equal for equal plans whatever the order of their settings."""
         return digest(self)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -290,5 +291,6 @@ def _nearest(knob: Knob, value: Scalar) -> Scalar:
     return min(numbers, key=lambda number: (abs(number - value), -number))
 
 
+@lru_cache(maxsize=100_000)  # each proposal asks for all layers
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, get_args
 
@@ -76,11 +76,12 @@ class ChannelPruning(CompressionMethod):
                     if not (layer in shared and layer in group.layers):  # the same axis, read by a layer that is tied
                         read[layer] = read.get(layer, 0.0) + share * gone
 
-        def gone_of(layer: Layer, gone: Mapping[str, float]) -> float:
-            family = layer.tied_to or layer.name
-            return sum(gone.get(one.name, 0.0) for one in model.layers if family in (one.name, one.tied_to))
-
-        narrowed = (_narrowed(layer, 1 - gone_of(layer, given), 1 - gone_of(layer, read)) for layer in model.layers)
+        narrowed = (
+            _narrowed(layer, 1 - outputs, 1 - inputs)
+            for layer, outputs, inputs in zip(
+                model.layers, _gone_of_weights(given, model), _gone_of_weights(read, model), strict=True
+            )
+        )
         return replace(model, layers=tuple(narrowed))
 
     def takes(self, parameter: str, value: Scalar) -> bool:
@@ -194,6 +195,15 @@ def _narrowed(layer: Layer, outputs: float, inputs: float) -> Layer:
         first, second = (inputs, outputs) if layer.transposed or layer.kind == "embedding" else (outputs, inputs)
         shape[:2] = [max(1, round(shape[0] * first)), max(1, round(shape[1] * second))]
     return replace(layer, parameters=round(layer.parameters * left), macs=round(layer.macs * left), shape=tuple(shape))
+
+
+def _gone_of_weights(gone: Mapping[str, float], model: LayerView) -> Iterator[float]:
+    """What is gone of each layer's weight, which tied layers have in common, in the order of the layers."""
+    sums: dict[str, float] = {}
+    for layer in model.layers:
+        family = layer.tied_to or layer.name
+        sums[family] = sums.get(family, 0.0) + gone.get(layer.name, 0.0)
+    return (sums[layer.tied_to or layer.name] for layer in model.layers)
 
 
 def _removed_alone(groups: Collection[ChannelGroup], victims: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -52,7 +52,7 @@ class LayerDrop(CompressionMethod):
 
     def leaves(self, model: LayerView, settings: Settings, profile: HardwareProfile) -> LayerView:
         """The view without the blocks and what is in them."""
-        gone = [layer for block in model.blocks if block.name in settings for layer in block.layers]
+        gone = frozenset(layer for block in model.blocks if block.name in settings for layer in block.layers)
         groups = (_without(group, gone) for group in model.channel_groups)
         return replace(
             model,
@@ -91,8 +91,10 @@ class LayerDrop(CompressionMethod):
                 raise InfeasiblePlan(f"{self.name}: block {name!r} is still a {type(found).__name__}; expected none")
 
 
-def _without(group: ChannelGroup, gone: Collection[str]) -> ChannelGroup | None:
+def _without(group: ChannelGroup, gone: frozenset[str]) -> ChannelGroup | None:
     """A channel group without some layers, named after the first of those left; None if none is."""
+    if gone.isdisjoint(group.layers) and gone.isdisjoint(group.readers):
+        return group
     left = tuple(layer for layer in group.layers if layer not in gone)
     if not left:
         return None

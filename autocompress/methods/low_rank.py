@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from autocompress.errors import InfeasiblePlan
@@ -254,6 +255,7 @@ def planned_ranks(geometry: Geometry, decomposition: Decomposition, ratio: float
     return tuple(rounded_rank(full, ratio, multiple) for full in geometry.full_ranks(decomposition))
 
 
+@lru_cache(maxsize=10_000)  # each proposal asks for all layers
 def distinct_ratios(
     geometry: Geometry, decomposition: Decomposition, ratios: tuple[Scalar, ...], multiple: int
 ) -> tuple[float, ...]:

@@ -124,7 +124,8 @@ class Quantization(CompressionMethod):
         wanted = values_of(space, "precision", DEFAULT_PRECISIONS)
         settings: dict[str, dict[str, Scalar]] = {}
         for layer in model.layers:
-            options = tuple(p for p in wanted if p in _worthwhile(layer, profile))
+            worthwhile = _worthwhile(layer, profile)
+            options = tuple(p for p in wanted if p in worthwhile)
             if options and space.admits(layer.name):
                 precision = suggest(f"{self.name}/{layer.name}/precision", Choice((FLOAT, *options)))
                 if precision != FLOAT:

@@ -56,7 +56,7 @@ def _warm(executor: RayExecutor, workers: int) -> None:
 
 
 def _meet(folder: Path, index: int, count: int) -> None:
-    import experiments.scale.run  # noqa: F401 - what trials need
+    import experiments.scale.trials  # noqa: F401 - what trials need
 
     (folder / str(index)).touch()
     while folder.exists() and len(list(folder.iterdir())) < count:

@@ -6,6 +6,7 @@ python experiments/scale/run.py [--trials 10000] [--concurrent 500] [--strategy 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import sys
@@ -18,11 +19,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout, wherever this file is started from
 
-from autocompress.artifact import Artifact
 from autocompress.executors import TrialExecutor
 from autocompress.executors._ray.connecting import the_ray
 from autocompress.executors._ray.tasks import Outcome, work
@@ -30,7 +28,6 @@ from autocompress.executors.ray import RayExecutor
 from autocompress.interrupts import Interrupts
 from autocompress.landscapes import landscape
 from autocompress.loop import Calls, Clock, SearchLoop, TrialTimes
-from autocompress.measurement import Measurement
 from autocompress.objective import make_objectives
 from autocompress.plan import ORIGINAL, Plan
 from autocompress.planner import planner, policy_plans, resolve_epochs
@@ -42,39 +39,16 @@ from autocompress.screen import Screen
 from autocompress.snapshot import Snapshot
 from autocompress.space import SearchSpace, load_space
 from autocompress.strategies import STRATEGIES, Fits, Problem, SearchStrategy, always
-from autocompress.task import FOLDS
+from experiments.scale.trials import simulated
 from experiments.search_efficiency.asking import network
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PROFILE = HardwareProfile("made up", channel_multiple=16, kernels={"conv": ("int8",), "linear": ("int8",)})
 ACTORS = 5
 """Processes of Ray in which the simulated trials sleep, hundreds in each: real ones need a process each."""
 
 REPORTS = 10
-
-
-def simulated(run: str, trial: Trial, sleep_s: float) -> Record:
-    """A trial that sleeps for its stages and has values that follow from its plan."""
-    rng = np.random.default_rng(int(trial.plan.digest, 16) % 2**32)
-    stages = dict(zip(("build", "train", "score", "measure"), sleep_s * rng.dirichlet((1, 6, 1, 2)), strict=True))
-    for seconds in stages.values():
-        time.sleep(seconds)
-    ratio = rng.uniform(0.1, 1.0)
-    size = ratio * rng.uniform(0.9, 1.1)
-    accuracy = 0.9 - 0.2 * (1 - ratio) ** 2 - abs(rng.normal(0, 0.05))  # few lie near the front, as in real searches
-    path = Path(run) / "artifacts" / f"{trial.plan.digest}.onnx"
-    path.write_bytes(trial.plan.digest.encode())
-    folds = tuple((accuracy + rng.normal(0, 0.01, FOLDS)).tolist())
-    values = {"accuracy": accuracy, "latency_ms": ratio, "latency_ratio": ratio, "size_bytes": 1e6 * size}
-    measured = Measurement(ratio, ratio, (0.99 * ratio, 1.01 * ratio), ratio, ratio, 1.0, 1_000_000, 1, 9, "made up")
-    return Record(
-        trial,
-        "complete",
-        values={**values, "peak_memory_bytes": 1e6},
-        artifact=replace(Artifact.of(path), path=f"artifacts/{path.name}"),
-        measurements={"made up": measured},
-        fold_scores=folds,
-        seconds={name: float(seconds) for name, seconds in stages.items()},
-    )
 
 
 class Sleepers(RayExecutor):
@@ -161,6 +135,7 @@ def main() -> None:
     parser.add_argument("--over", default="ray", choices=["ray", "threads"])
     parser.add_argument("--layers", type=int, default=38, help="38 layers make about 150 knobs")
     options = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(ROOT)  # processes of Ray load the trials by their name
     with tempfile.TemporaryDirectory() as folder:
         _run(options, Path(folder) / "run")
 
