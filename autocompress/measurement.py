@@ -105,8 +105,8 @@ class Measurement:
 
     @property
     def reference_ms(self) -> float:
-        """Time of an inference of the reference that nothing disturbs."""
-        return self.latency_ms / self.latency_ratio
+        """Time of an inference of the reference that nothing disturbs; 0 where the ratio does not tell it."""
+        return self.latency_ms / self.latency_ratio if self.latency_ratio else 0.0
 
     @property
     def throughput_per_s(self) -> float:

@@ -172,12 +172,12 @@ class Remeasured:
 class Confirmation:
     """What the end of a search adds to a point of the front.
 
-    All points are measured again together, interleaved on a quiet machine, and scored on the test split.
+    All points are measured again together, interleaved, and scored on the test split.
 
     Args:
         number: Number of the trial.
         test: Metric name to its value on the test split; empty where the task has none.
-        measurements: The later, better ones, on every machine.
+        measurements: On every machine the later, better ones; those of the trial where that was the quieter moment.
         values: The measured values that replace those of the record.
         test_fold_scores: The metric on parts of the test split.
         seconds: Time of workers that scoring and measuring took.

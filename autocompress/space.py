@@ -80,11 +80,11 @@ class MethodSpace:
 
     def admits(self, layer: str) -> bool:
         """True if the method may touch the layer of that name."""
-        return _matches(layer, self.layers) and not _matches(layer, self.exclude)
+        return _matches(layer, tuple(self.layers)) and not _matches(layer, tuple(self.exclude))
 
     def admits_part(self, name: str, layers: tuple[str, ...]) -> bool:
         """True if the name of a group or block is wanted and neither it nor any of its layers is excluded."""
-        return self.admits(name) and not any(_matches(layer, self.exclude) for layer in layers)
+        return self.admits(name) and not any(_matches(layer, tuple(self.exclude)) for layer in layers)
 
 
 MOST_STUDENT_FACTOR = 2.0

@@ -40,7 +40,9 @@ def shallow_copy(model: nn.Module, examples: tuple[Array, ...], depth: float) ->
     kept = {name for stage in _stages(model, names) for name in spread(stage, depth)}
     dropped = [name for name in names if name not in kept]
     if not names:
-        raise InfeasiblePlan(f"depth {depth:g}: this model has no residual block that could be left out")
+        raise InfeasiblePlan(
+            f"depth {depth:g}: this model has no residual block that could be left out; leave depths out"
+        )
     if not dropped:
         raise InfeasiblePlan(
             f"depth {depth:g}: no residual block of this model ({', '.join(names)}) can be left out; choose a smaller "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, get_args
 
@@ -76,12 +76,8 @@ class ChannelPruning(CompressionMethod):
                     if not (layer in shared and layer in group.layers):  # the same axis, read by a layer that is tied
                         read[layer] = read.get(layer, 0.0) + share * gone
 
-        narrowed = (
-            _narrowed(layer, 1 - outputs, 1 - inputs)
-            for layer, outputs, inputs in zip(
-                model.layers, _gone_of_weights(given, model), _gone_of_weights(read, model), strict=True
-            )
-        )
+        outputs, inputs = _gone_of_weights(given, model), _gone_of_weights(read, model)
+        narrowed = (_narrowed(layer, 1 - outputs[layer.name], 1 - inputs[layer.name]) for layer in model.layers)
         return replace(model, layers=tuple(narrowed))
 
     def takes(self, parameter: str, value: Scalar) -> bool:
@@ -197,13 +193,13 @@ def _narrowed(layer: Layer, outputs: float, inputs: float) -> Layer:
     return replace(layer, parameters=round(layer.parameters * left), macs=round(layer.macs * left), shape=tuple(shape))
 
 
-def _gone_of_weights(gone: Mapping[str, float], model: LayerView) -> Iterator[float]:
-    """What is gone of each layer's weight, which tied layers have in common, in the order of the layers."""
+def _gone_of_weights(gone: Mapping[str, float], model: LayerView) -> dict[str, float]:
+    """What is gone of each layer's weight, by its name; tied layers have theirs in common."""
     sums: dict[str, float] = {}
     for layer in model.layers:
         family = layer.tied_to or layer.name
         sums[family] = sums.get(family, 0.0) + gone.get(layer.name, 0.0)
-    return (sums[layer.tied_to or layer.name] for layer in model.layers)
+    return {layer.name: sums[layer.tied_to or layer.name] for layer in model.layers}
 
 
 def _removed_alone(groups: Collection[ChannelGroup], victims: Mapping[str, Sequence[int]]) -> dict[str, int]:

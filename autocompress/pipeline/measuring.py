@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,8 +154,8 @@ def remeasure(
 ) -> tuple[Remeasured, ...]:
     """Measure finished models again on every machine, all interleaved with the baseline in one process.
 
-    What a trial measured undisturbed stays where the machine is disturbed now. Whether it is, also a process tells that
-    has just begun and knows no quieter times: by what the reference took when the trials were measured.
+    What a trial measured in a quieter moment stays. A process that has just begun remembers none: what the reference
+    took beside the trial tells it.
 
     Args:
         records: Complete records.
@@ -172,12 +170,9 @@ def remeasure(
         # without patience: no more time is left than is given
         return replace(usual, max_cpu_s=each_s, min_cpu_s=each_s / 2, interval=usual.interval / 3, patience=1.0)
 
-    found, together = [], measure(bench, artifacts, thorough, attempts=1)
-    known_ms = _quietest([record.measurements for record in records])
-    for record, again in zip(records, together, strict=True):
-        measured = {
-            name: _quieter(record.measurements.get(name), now, known_ms.get(name, 0.0)) for name, now in again.items()
-        }
+    found = []
+    for record, again in zip(records, measure(bench, artifacts, thorough, attempts=1), strict=True):
+        measured = {name: _quieter(record.measurements.get(name), now) for name, now in again.items()}
         values: dict[str, float] = {}
         for name, measurement in _named(measured):
             values |= _latency(name, measurement, baseline)
@@ -186,23 +181,12 @@ def remeasure(
     return tuple(found)
 
 
-def _quietest(found: Sequence[Measurements]) -> dict[str, float]:
-    """The shortest time of the reference on each machine, in ms."""
-    known_ms: dict[str, float] = {}
-    for name, measurement in chain.from_iterable(measurements.items() for measurements in found):
-        known_ms[name] = min(measurement.reference_ms, known_ms.get(name, math.inf))
-    return known_ms
+def _quieter(before: Measurement | None, now: Measurement) -> Measurement:
+    """The later of two measurements, unless it was disturbed more than the other, or its reference clearly slower.
 
-
-def _quieter(before: Measurement | None, now: Measurement, known_ms: float) -> Measurement:
-    """The later of two measurements, unless it alone was disturbed, or more than the other.
-
-    Args:
-        before, now: The measurements, on one machine.
-        known_ms: What the reference is known to take undisturbed; 0 if nothing is known.
+    A machine that has become another one since, by its processor or its runtime, is not compared.
     """
-
-    def disturbed(one: Measurement) -> float:
-        return max(one.disturbance, disturbance(one.reference_ms, known_ms))
-
-    return before if before is not None and disturbed(before) < disturbed(now) else now
+    if before is None or before.machine != now.machine:
+        return now
+    is_slower = disturbance(now.reference_ms, before.reference_ms) > 0
+    return before if is_slower or before.disturbance < now.disturbance else now

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+
 RAY = str(Path(sys.executable).with_name("ray"))
 START = ("start", "--disable-usage-stats")
 
@@ -78,7 +80,7 @@ def started(cpus: tuple[int, ...], *, memory_bytes: int | None = None) -> Iterat
     port = _free_port()
     names = tuple(f"chaos-{os.getpid()}-{index}" for index in range(len(cpus)))
     nodes = Nodes(f"127.0.0.1:{port}", names)
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
     try:
         for index, (name, count) in enumerate(zip(names, cpus, strict=True)):
             where = (

@@ -118,14 +118,14 @@ class Progress:
         asked_ms = 1000 * statistics.median(self._strategy.asked_s[-500:])
         print(
             f"{snapshot.complete:6d} records, {rate:6.0f} a second, asking {asked_ms:.1f} ms in the median, "
-            f"{most_mb():.0f} MiB at most, {snapshot.running} at work, front of {len(snapshot.front)}",
+            f"{peak_memory_mib():.0f} MiB at most, {snapshot.running} at work, front of {len(snapshot.front)}",
             flush=True,
         )
         self._since, self._count = now, snapshot.complete
 
 
-def most_mb() -> float:
-    """The most memory that this process has had, in MiB."""
+def peak_memory_mib() -> float:
+    """The most memory that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -155,7 +155,7 @@ def _run(options: argparse.Namespace, path: Path) -> None:
     print(
         f"{options.trials} trials of {options.sleep:g} s, {options.concurrent} at a time over {options.over}: "
         f"{took_s:.0f} s, {options.trials / took_s:.0f} records a second; {each_ms:.1f} ms of the driver each, "
-        f"{most_mb():.0f} MiB at most"
+        f"{peak_memory_mib():.0f} MiB at most"
     )
 
 

@@ -39,10 +39,10 @@ LIMIT_S = 1800.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What is searched.
+    """What is searched, with Tune and without.
 
     Args:
-        strategy, trials, seed: Of both searches.
+        strategy, trials, seed: Of the search.
         at_once: Trials at the same time; each has its share of the processors.
     """
 
@@ -57,7 +57,7 @@ class Outcome:
     """What came of a search under Tune, beside that of the same search without it.
 
     Args:
-        asked: Of both searches.
+        asked: The same for both searches.
         killed_worker_after, killed_driver_after: Finished trials by then.
         again: Trials that Tune began before the driver died, and again after it.
         left_processes: Processes of Ray that outlived the driver by a minute.

@@ -317,22 +317,30 @@ def test_a_model_is_measured_once_more_where_the_machine_was_disturbed(
 
 
 @pytest.mark.parametrize(
-    ("trials_ms", "now_ms", "kept"),
+    ("trials_ms", "now_ms", "machine", "kept"),
     [
-        ((0.5, 0.5), 0.51, (False, False)),  # nothing disturbs it
-        ((0.5, 0.5), 0.57, (True, True)),
-        ((0.5, 0.6), 0.57, (True, False)),  # the second was measured beside even more
-        ((0.6, 0.6), 0.5, (False, False)),
+        ((0.5, 0.5), 0.51, "test", (False, False)),  # nothing disturbs it
+        ((0.5, 0.5), 0.57, "test", (True, True)),
+        ((0.5, 0.6), 0.57, "test", (True, False)),  # the second was measured beside even more
+        ((0.56, 0.561), 0.562, "test", (False, False)),  # all alike
+        ((0.6, 0.6), 0.5, "test", (False, False)),
+        ((0.5, 0.5), 0.57, "a slower one", (False, False)),
     ],
 )
-def test_a_process_that_knows_no_quiet_times_takes_them_from_the_trials(
-    trials_ms: Sequence[float], now_ms: float, kept: Sequence[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_trial_measured_in_a_quieter_moment_stays(
+    trials_ms: Sequence[float],
+    now_ms: float,
+    *,
+    machine: str,
+    kept: Sequence[bool],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def beside(reference_ms: float, ratio: float) -> Measurement:
         return replace(QUIET, latency_ms=reference_ms * ratio, latency_ratio=ratio)
 
     before = [beside(reference_ms, 0.5) for reference_ms in trials_ms]
-    now = [beside(now_ms, 0.6) for _ in trials_ms]
+    now = [replace(beside(now_ms, 0.6), machine=machine) for _ in trials_ms]
     records = [Record(Trial(number, Plan()), "complete", measurements={"phone": m}) for number, m in enumerate(before)]
     monkeypatch.setattr(FakeDevice, "measure", lambda *_, **__: tuple(now))
     monkeypatch.setattr(Workbench, "reference", None)
