@@ -41,7 +41,7 @@ def main() -> None:
                 _warm(executor, workers)
                 with tempfile.TemporaryDirectory() as folder:
                     options.concurrent, options.trials = workers, workers * options.rounds
-                    took_s = searched(options, Path(folder) / "run", executor, None)
+                    took_s = searched(options, Path(folder) / "run", executor, None).seconds
             finally:
                 executor.shutdown()
             rate, linear = options.trials / took_s, workers / options.sleep

@@ -148,19 +148,32 @@ def _run(options: argparse.Namespace, path: Path) -> None:
     pool = Sleepers(options.concurrent, 1) if options.over == "ray" else Threads(options.concurrent)
     cpu = time.process_time()
     try:
-        took_s = searched(options, path, pool, REPORTS)
+        driven = searched(options, path, pool, REPORTS)
     finally:
         pool.shutdown()
     each_ms = (time.process_time() - cpu) / options.trials * 1000
     print(
         f"{options.trials} trials of {options.sleep:g} s, {options.concurrent} at a time over {options.over}: "
-        f"{took_s:.0f} s, {options.trials / took_s:.0f} records a second; {each_ms:.1f} ms of the driver each, "
-        f"{peak_memory_mib():.0f} MiB at most"
+        f"{driven.seconds:.0f} s, {options.trials / driven.seconds:.0f} records a second; "
+        f"{each_ms:.1f} ms of the driver each, {driven.memory_mib:.0f} MiB at most"
     )
 
 
-def searched(options: argparse.Namespace, path: Path, pool: Any, reports: int | None) -> float:
-    """Seconds of a simulated search, of which each trial has one record in the end.
+@dataclass(frozen=True)
+class Driven:
+    """What a search took.
+
+    Args:
+        seconds: Wall time.
+        memory_mib: The most memory that the process had by its end.
+    """
+
+    seconds: float
+    memory_mib: float
+
+
+def searched(options: argparse.Namespace, path: Path, pool: Any, reports: int | None) -> Driven:
+    """A simulated search, of which each trial has one record in the end.
 
     Args:
         options: How it is to be.
@@ -190,10 +203,10 @@ def searched(options: argparse.Namespace, path: Path, pool: Any, reports: int | 
     )
     started = time.monotonic()
     loop.run()
-    took_s = time.monotonic() - started
+    driven = Driven(time.monotonic() - started, peak_memory_mib())
     numbers = [line.number for line in directory.lines() if isinstance(line, Record)]
     assert sorted(numbers) == list(range(options.trials + 1)), "each has one record"
-    return took_s
+    return driven
 
 
 def _config(space: SearchSpace, options: argparse.Namespace) -> RunConfig:
