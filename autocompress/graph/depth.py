@@ -37,12 +37,12 @@ def shallow_copy(model: nn.Module, examples: tuple[Array, ...], depth: float) ->
     if not 0 < depth < 1:
         raise InvalidInput(f"depth {depth}: expected a number between 0 and 1")
     names = [block.name for block in residual_blocks(model, examples)]
-    kept = {name for stage in _stages(model, names) for name in spread(stage, depth)}
-    dropped = [name for name in names if name not in kept]
     if not names:
         raise InfeasiblePlan(
             f"depth {depth:g}: this model has no residual block that could be left out; leave depths out"
         )
+    kept = {name for stage in _stages(model, names) for name in spread(stage, depth)}
+    dropped = [name for name in names if name not in kept]
     if not dropped:
         raise InfeasiblePlan(
             f"depth {depth:g}: no residual block of this model ({', '.join(names)}) can be left out; choose a smaller "
